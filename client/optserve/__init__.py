@@ -1,0 +1,1 @@
+"""optserve: learned optimizers as a service. This package is what a training loop installs."""
