@@ -71,7 +71,7 @@ class Optimizer(Protocol):
 
 
 def initial_state(optimizer: Optimizer, *batch: int, like: Tensor | None = None) -> HiddenState:
-    """h_0 = 0 for `batch = (…, n)`: zeros `[…, features, n]`, of the dtype and device of `like` (float32 on the CPU)."""
+    """h_0 = 0 for `batch = (…, n)`: zeros `[…, features, n]`, of the dtype and device of `like` (float32, CPU)."""
     *lead, coordinates = batch
     template = torch.empty(0) if like is None else like
     return template.new_zeros((*lead, len(optimizer.features), coordinates))
