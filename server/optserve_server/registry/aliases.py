@@ -1,0 +1,90 @@
+"""Every query on aliases and their append-only history.
+
+Writers hold the lock of the optimizer's row (`optimizers.get_optimizer(…, lock=True)`), so that no move is lost.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from optserve_server.registry import references
+from optserve_server.registry.errors import AliasNotFound, AliasReserved
+from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
+
+SERVER = "server"
+"""Who moves the aliases that no person moves."""
+
+
+def list_aliases(db_session: Session, optimizer: Optimizer) -> Sequence[Alias]:
+    """Where each of the optimizer's aliases points, in the order of their names."""
+    return db_session.scalars(select(Alias).where(Alias.optimizer_id == optimizer.id).order_by(Alias.alias)).all()
+
+
+def list_moves(db_session: Session, optimizer: Optimizer) -> Sequence[AliasMove]:
+    """Every move of the optimizer's aliases, the newest first."""
+    query = select(AliasMove).where(AliasMove.optimizer_id == optimizer.id).order_by(AliasMove.id.desc())
+    return db_session.scalars(query).all()
+
+
+def find_alias(db_session: Session, optimizer: Optimizer, alias: str) -> Alias | None:
+    """One of the optimizer's aliases, if it has it."""
+    if not references.is_name(alias):
+        return None
+    return db_session.scalar(select(Alias).where(Alias.optimizer_id == optimizer.id, Alias.alias == alias))
+
+
+def get_alias(db_session: Session, optimizer: Optimizer, alias: str) -> Alias:
+    """One of the optimizer's aliases.
+
+    Raises:
+        AliasNotFound: it has no such alias; the message names those it has.
+    """
+    found = find_alias(db_session, optimizer, alias)
+    if found is None:
+        raise AliasNotFound(optimizer.name, alias, [known.alias for known in list_aliases(db_session, optimizer)])
+    return found
+
+
+def set_alias(db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str) -> Alias:
+    """What a person asks for: point an alias at a version of the optimizer.
+
+    Raises:
+        AliasReserved: the server moves this alias itself.
+        NameInvalid: no alias can have this name.
+    """
+    _refuse_reserved(alias)
+    references.require_alias(alias)
+    return point(db_session, optimizer, alias, version, moved_by=moved_by)
+
+
+def point(db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str) -> Alias:
+    """Point any alias at a version and write the move down; where it points there already, nothing changes."""
+    found = find_alias(db_session, optimizer, alias)
+    if found is None:
+        found = Alias(optimizer_id=optimizer.id, alias=alias, number=version.number)
+        db_session.add(found)
+    elif found.number == version.number:
+        return found
+    found.number = version.number
+    db_session.add(AliasMove(optimizer_id=optimizer.id, alias=alias, number=version.number, moved_by=moved_by))
+    db_session.flush()
+    return found
+
+
+def remove_alias(db_session: Session, optimizer: Optimizer, alias: str, *, moved_by: str) -> None:
+    """Remove an alias, and write the removal down.
+
+    Raises:
+        AliasReserved: the server moves this alias itself.
+        AliasNotFound: the optimizer has no such alias.
+    """
+    _refuse_reserved(alias)
+    db_session.delete(get_alias(db_session, optimizer, alias))
+    db_session.add(AliasMove(optimizer_id=optimizer.id, alias=alias, number=None, moved_by=moved_by))
+    db_session.flush()
+
+
+def _refuse_reserved(alias: str) -> None:
+    if alias in references.KEPT_BY_SERVER:
+        raise AliasReserved(alias)

@@ -1,0 +1,123 @@
+"""One database, SQLite or PostgreSQL: opened, migrated, and handed out a transaction at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+
+from optserve_server.resources import migrations_directory
+
+_BUSY_SECONDS = 30.0  # how long a SQLite connection waits for another's lock
+_MIGRATION_LOCK = 0x6F70747365727665  # "optserve": PostgreSQL's advisory lock round a migration
+_POSTGRESQL = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
+
+
+class Database:
+    """A SQLAlchemy engine with this project's rules of transactions.
+
+    SQLite runs with a write-ahead log and foreign keys enforced. Its writers begin with BEGIN IMMEDIATE, so that they
+    queue for the lock at once rather than fail half-way; its readers are never blocked, and cannot write.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open `url`; nothing is connected to until it is needed.
+
+        Raises:
+            ValueError: not the URL of a database that optserve can use; the message says what to write instead.
+        """
+        self.url = _parse(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+        self._writing = self._engine.execution_options(optserve_write=True)
+
+    @contextmanager
+    def session(self, *, write: bool = False) -> Iterator[Session]:
+        """One transaction: committed at the end of the block, rolled back where the block raises."""
+        with (
+            Session(self._writing if write else self._engine, expire_on_commit=False) as db_session,
+            db_session.begin(),
+        ):
+            yield db_session
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest revision; processes that do so at once take turns."""
+        if self.is_sqlite:
+            self._enter_wal()
+        with self._writing.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            command.upgrade(migration_config(connection), "head")
+
+    def current(self) -> str | None:
+        """The schema's revision, or None where it has never been migrated."""
+        with self._engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+    def _enter_wal(self) -> None:
+        # A mode of the file, not of the connection, and one that cannot be entered inside a transaction.
+        assert self.url.database is not None
+        Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        with self._engine.connect() as connection:
+            connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
+
+
+def migration_config(connection: Connection) -> Config:
+    """What Alembic needs to migrate over `connection`, without a configuration file."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(f"the database URL cannot be read: {error}") from error
+    if parsed.drivername in _POSTGRESQL:
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() != "sqlite":
+        raise ValueError(
+            f"optserve keeps its data in SQLite or PostgreSQL, not {parsed.drivername!r}; "
+            "write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+    if parsed.database in (None, "", ":memory:"):
+        raise ValueError("an SQLite database in memory is lost with its connection; write sqlite:///PATH")
+    return parsed
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ValueError("PostgreSQL needs psycopg; run: pip install 'optserve[postgres]'") from error
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    # Python's sqlite3 would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
+    dbapi_connection.isolation_level = None
+    dbapi_connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("optserve_write", False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if write else 'ON'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

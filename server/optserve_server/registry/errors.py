@@ -1,0 +1,107 @@
+"""What can go wrong in the registry; each error knows the problem that the API answers with.
+
+RegistryError
+├── NotFound
+│   ├── OptimizerNotFound
+│   ├── VersionNotFound
+│   └── AliasNotFound
+├── AliasReserved
+├── NameInvalid
+└── WeightsInvalid
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from optserve.wire import problems
+from optserve.wire.problems import ProblemType
+
+_SHOWN = 80  # characters of a name that an error message repeats
+
+
+class RegistryError(Exception):
+    """Base of the registry's errors. The message says how to mend it; `fields` are further members of the problem."""
+
+    problem: ClassVar[ProblemType]
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class NotFound(RegistryError):
+    """What a reference names does not exist."""
+
+
+class OptimizerNotFound(NotFound):
+    """There is no optimizer of that name."""
+
+    problem = problems.OPTIMIZER_NOT_FOUND
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"There is no optimizer {shown(name)}{nearest(name, known)}. GET /v1/optimizers lists all of them.",
+            optimizer=name[:_SHOWN],
+        )
+
+
+class VersionNotFound(NotFound):
+    """The optimizer exists, but not that version of it."""
+
+    problem = problems.VERSION_NOT_FOUND
+
+    def __init__(self, optimizer: str, number: int | str, newest: int) -> None:
+        versions = "only version 1" if newest == 1 else f"versions 1 to {newest}"
+        super().__init__(
+            f"{optimizer!r} has no version {str(number)[:_SHOWN]}; it has {versions}.",
+            optimizer=optimizer,
+            newest=newest,
+        )
+
+
+class AliasNotFound(NotFound):
+    """The optimizer exists, but no such alias points at a version of it."""
+
+    problem = problems.ALIAS_NOT_FOUND
+
+    def __init__(self, optimizer: str, alias: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"{optimizer!r} has no alias {shown(alias)}{nearest(alias, known)}. It has {', '.join(known)}.",
+            optimizer=optimizer,
+            aliases=list(known),
+        )
+
+
+class AliasReserved(RegistryError):
+    """The server moves this alias itself."""
+
+    problem = problems.ALIAS_RESERVED
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(
+            f"The server moves the alias {alias!r} itself; choose another alias, such as 'champion'.", alias=alias
+        )
+
+
+class NameInvalid(RegistryError):
+    """No optimizer or alias can have this name."""
+
+    problem = problems.REQUEST_INVALID
+
+
+class WeightsInvalid(RegistryError):
+    """The file cannot become a version; the message says what is wrong with it."""
+
+    problem = problems.WEIGHTS_INVALID
+
+
+def shown(name: str) -> str:
+    """A name as an error message repeats it: quoted, and cut where it is very long."""
+    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'lstm'?` where a known name is close, else nothing."""
+    near = difflib.get_close_matches(name[:_SHOWN].lower(), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,155 @@
+"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever.
+
+Triggers in the migrations refuse any change to a version or to an alias's history.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+NAME_LENGTH = 64
+SHA256_LENGTH = 64
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite keeps no zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """In UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    """The present moment, in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Constraints are named, so that later migrations can alter them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), datetime: Timestamp()}  # noqa: RUF012
+
+
+class Optimizer(Base):
+    """A name whose versions are one optimizer's successive weights φ."""
+
+    __tablename__ = "optimizers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
+    description: Mapped[str] = mapped_column(Text)
+    """Of its newest version."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+    __table_args__ = (CheckConstraint(f"length(name) BETWEEN 1 AND {NAME_LENGTH} AND name = lower(name)", "name"),)
+
+
+class Version(Base):
+    """One immutable φ with its architecture, and where it came from."""
+
+    __tablename__ = "versions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    optimizer_id: Mapped[int] = mapped_column(ForeignKey("optimizers.id", ondelete="RESTRICT"))
+    number: Mapped[int]
+    """1, 2, 3, … within its optimizer."""
+    sha256: Mapped[str] = mapped_column(String(SHA256_LENGTH))
+    """Of `weights`, in hexadecimal."""
+    weights: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    """A canonical safetensors file: equal φ and metadata give equal bytes."""
+    architecture: Mapped[dict[str, Any]]
+    recipe: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any]]
+    environment: Mapped[dict[str, Any]]
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
+    """The version its φ started from."""
+    run: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    """The meta-training run that wrote it."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+    optimizer: Mapped[Optimizer] = relationship(lazy="joined", innerjoin=True)
+    parent: Mapped["Version | None"] = relationship(remote_side="Version.id")
+
+    __table_args__ = (
+        UniqueConstraint("optimizer_id", "number"),
+        Index(None, "optimizer_id", "sha256"),
+        Index(None, "run"),
+        Index(None, "parent_id"),
+        CheckConstraint("number >= 1", "number"),
+        CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
+        CheckConstraint("length(weights) > 0", "weights"),
+        CheckConstraint("parent_id <> id", "parent"),
+    )
+
+
+class Alias(Base):
+    """A name that points at one version of an optimizer."""
+
+    __tablename__ = "aliases"
+
+    optimizer_id: Mapped[int] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    number: Mapped[int]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["optimizer_id", "number"], ["versions.optimizer_id", "versions.number"], ondelete="RESTRICT"
+        ),
+        CheckConstraint(f"length(alias) BETWEEN 1 AND {NAME_LENGTH} AND alias = lower(alias)", "alias"),
+    )
+
+
+class AliasMove(Base):
+    """One line of the aliases' append-only history: who pointed an alias at which version, and when."""
+
+    __tablename__ = "alias_moves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    optimizer_id: Mapped[int] = mapped_column(ForeignKey("optimizers.id", ondelete="RESTRICT"))
+    alias: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    number: Mapped[int | None]
+    """Null: the alias was removed."""
+    moved_at: Mapped[datetime] = mapped_column(default=now)
+    moved_by: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["optimizer_id", "number"], ["versions.optimizer_id", "versions.number"], ondelete="RESTRICT"
+        ),
+        Index(None, "optimizer_id", "id"),
+        CheckConstraint("length(moved_by) > 0", "moved_by"),
+    )
