@@ -1,4 +1,4 @@
-"""RNNprop: “Learning gradient descent: better generalization and longer horizons” (Lv et al. 2017, arXiv 1703.03633)."""
+"""“Learning gradient descent: better generalization and longer horizons” (Lv et al. 2017, arXiv 1703.03633)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,0 +1,1 @@
+"""Estimators of ∇_φL, one file each."""

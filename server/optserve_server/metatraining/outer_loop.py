@@ -1,0 +1,96 @@
+"""The outer loop: φ ← φ − β ∇_φL(φ), one window of one trajectory after another."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optserve_server.metatraining.estimators.backpropagation import backpropagation
+from optserve_server.metatraining.recipes import MetaOptimizer, Recipe
+from optserve_server.metatraining.trajectories import Trajectory, draw_trajectory
+
+
+class MetaTrainingError(ArithmeticError):
+    """The meta-loss or its gradient is no longer finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One outer step: the `outer_step`-th update of φ, made after inner step `step` of `horizon`.
+
+    `meta_loss` and `meta_gradient_norm` (before clipping) are of the recipe's meta-loss over the window; `loss` is the
+    tasks' mean f at its end.
+    """
+
+    outer_step: int
+    meta_loss: float
+    loss: float
+    meta_gradient_norm: float
+    step: int
+    horizon: int
+
+
+class OuterLoop:
+    """Meta-trains φ by a recipe. Iterate over it for a `Progress` an outer step; `phi` is the present φ.
+
+    All randomness comes from one generator seeded by the recipe.
+    """
+
+    def __init__(self, recipe: Recipe, phi: dict[str, Tensor] | None = None) -> None:
+        """Start from `phi`, or from the architecture's random φ_0."""
+        self.recipe = recipe
+        self.optimizer = recipe.optimizer()
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        initial = self.optimizer.initial_phi(self.generator)
+        self.phi = {name: weight.clone().requires_grad_() for name, weight in (phi or initial).items()}
+        self._meta_optimizer = _meta_optimizer(recipe.meta_optimizer, list(self.phi.values()))
+        self._trajectory: Trajectory | None = None
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Make the recipe's outer steps, one `Progress` each.
+
+        Raises:
+            MetaTrainingError: naming the outer step.
+        """
+        for outer_step in range(1, self.recipe.meta_optimizer.outer_steps + 1):
+            yield self._outer_step(outer_step)
+
+    def _outer_step(self, outer_step: int) -> Progress:
+        if self._trajectory is None or self._trajectory.finished:
+            self._trajectory = draw_trajectory(self.recipe, self.optimizer, self.generator)
+        trajectory = self._trajectory
+        estimate = backpropagation(self.recipe, self.optimizer, self.phi, trajectory, self.generator)
+        norm = self._update_phi(outer_step, estimate.gradients)
+        if not (math.isfinite(estimate.meta_loss) and math.isfinite(norm)):
+            raise MetaTrainingError(
+                f"outer step {outer_step}, inner step {trajectory.step} of {trajectory.horizon}: the meta-loss is "
+                f"{estimate.meta_loss:g} and the norm of its gradient {norm:g}; lower meta_optimizer.learning_rate, "
+                "set meta_optimizer.clip_norm, or shorten unroll.truncation"
+            )
+        return Progress(outer_step, estimate.meta_loss, estimate.loss, norm, trajectory.step, trajectory.horizon)
+
+    def _update_phi(self, outer_step: int, gradients: dict[str, Tensor]) -> float:
+        settings = self.recipe.meta_optimizer
+        for name, weight in self.phi.items():
+            weight.grad = gradients[name]
+        norm = torch.nn.utils.clip_grad_norm_(self.phi.values(), settings.clip_norm or math.inf).item()
+        self._meta_optimizer.param_groups[0]["lr"] = learning_rate(settings, outer_step)
+        if math.isfinite(norm):
+            self._meta_optimizer.step()
+        return norm
+
+
+def learning_rate(settings: MetaOptimizer, outer_step: int) -> float:
+    """β of the `outer_step`-th outer step, counted from 1; `cosine` falls from the full rate to 0."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (outer_step - 1) / settings.outer_steps
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def _meta_optimizer(settings: MetaOptimizer, phi: list[Tensor]) -> torch.optim.Optimizer:
+    if settings.kind == "adam":
+        return torch.optim.Adam(phi, lr=settings.learning_rate)
+    return torch.optim.SGD(phi, lr=settings.learning_rate)

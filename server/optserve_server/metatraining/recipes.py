@@ -1,0 +1,194 @@
+"""Recipes: everything that decides what a meta-training run computes, as TOML or JSON.
+
+Two runs of one recipe on one type of machine give the same φ bit for bit.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from optserve_server import optimizers, tasks
+from optserve_server.optimizers import Optimizer
+from optserve_server.tasks import TaskFamily
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; `path` names the key."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskShare(_Table):
+    """One family in the distribution of tasks, with its weight."""
+
+    family: str
+    weight: PositiveFloat = 1.0
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _family_exists(self) -> "TaskShare":
+        self.build()
+        return self
+
+    def build(self) -> TaskFamily:
+        """The family with these parameters."""
+        return tasks.build(self.family, self.parameters)
+
+
+class LogUniform(_Table):
+    """A whole number whose logarithm is uniform between those of `low` and `high`, drawn for each trajectory."""
+
+    low: PositiveInt
+    high: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "LogUniform":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low}, but must be at most high, {self.high}")
+        return self
+
+
+class Unroll(_Table):
+    """The inner loop: T = `steps`, cut into windows of `truncation` steps; absent, the window is the trajectory."""
+
+    steps: PositiveInt | LogUniform = 100
+    truncation: PositiveInt | None = None
+
+    @property
+    def longest(self) -> int:
+        """The greatest T that a trajectory can have."""
+        return self.steps.high if isinstance(self.steps, LogUniform) else self.steps
+
+
+class MetaLoss(_Table):
+    """What φ is trained on, per window, averaged over tasks.
+
+    `final`: f(θ_T), the definition. `sum`: Σ_t f(θ_t). `log`: Σ_t ln f(θ_t), which weighs all scales of loss alike.
+    """
+
+    kind: Literal["final", "sum", "log"] = "final"
+
+
+class GradientEstimator(_Table):
+    """How ∇_φL is estimated; `second_order` keeps ∂∇_t/∂φ, which makes it exact."""
+
+    estimator: Literal["backpropagation"] = "backpropagation"
+    second_order: bool = True
+
+
+class Augmentation(_Table):
+    """Random coordinate scaling (Lv et al. 2017, section 4.2): some tasks become f(c ⊙ z), ln c ~ U[−range, range]."""
+
+    coordinate_scaling: Annotated[float, Field(ge=0, le=10)] = 0.0
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class MetaOptimizer(_Table):
+    """The outer loop's own update rule and its length."""
+
+    kind: Literal["gradient-descent", "adam"] = "gradient-descent"
+    learning_rate: PositiveFloat = 0.001
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: PositiveFloat | None = None
+    outer_steps: PositiveInt = 1000
+    tasks_per_outer_step: PositiveInt = 16
+
+
+class Checkpoints(_Table):
+    """Every so many outer steps φ is validated on held-out tasks and kept."""
+
+    every: PositiveInt = 200
+
+
+class Recipe(_Table):
+    """One meta-training run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    start_from: str | None = None
+    architecture: dict[str, Any]
+    tasks: Annotated[tuple[TaskShare, ...], Field(min_length=1)]
+    unroll: Unroll = Unroll()
+    meta_loss: MetaLoss = MetaLoss()
+    gradient: GradientEstimator = GradientEstimator()
+    augmentation: Augmentation = Augmentation()
+    meta_optimizer: MetaOptimizer = MetaOptimizer()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_learned(cls, value: dict[str, Any]) -> dict[str, Any]:
+        optimizer = optimizers.build(value)
+        if not optimizer.learned:
+            raise ValueError(f"{optimizer.kind!r} has no weights to meta-train; take {', '.join(optimizers.LEARNED)}")
+        return value
+
+    def optimizer(self) -> Optimizer:
+        """m of this recipe."""
+        return optimizers.build(self.architecture)
+
+
+def parse(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from its keys.
+
+    Raises:
+        RecipeError: the first thing wrong with it; an unknown key's message names the nearest known one.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise RecipeError(path, _unknown_key(first["loc"])) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(path, f"{message[0].lower()}{message[1:]}") from error
+
+
+def load(path: Path) -> Recipe:
+    """A recipe from a TOML file.
+
+    Raises:
+        RecipeError: not TOML, or not a recipe.
+        OSError: the file cannot be read.
+    """
+    try:
+        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError("", f"{path} is not TOML: {error}") from error
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> str:
+    table: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        table = _TABLES.get(str(part), table)
+    known = list(table.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown key{guess} It takes {', '.join(known)}"
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "tasks": TaskShare,
+    "unroll": Unroll,
+    "LogUniform": LogUniform,
+    "meta_loss": MetaLoss,
+    "gradient": GradientEstimator,
+    "augmentation": Augmentation,
+    "meta_optimizer": MetaOptimizer,
+    "checkpoints": Checkpoints,
+}
