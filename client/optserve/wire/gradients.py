@@ -36,13 +36,22 @@ def widen(bits: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """float32 to the nearest number of `dtype` (ties to even), saturating at its largest finite number.
 
-    float32 itself is not copied. The result has the dtype `STORAGE[dtype]`.
+    Infinities and NaNs stay what they are, so that whoever receives them can refuse them. float32 itself is not
+    copied. The result has the dtype `STORAGE[dtype]`.
     """
     if dtype == "float32":
         return values.astype("<f4", copy=False)
     if dtype == "float16":
-        limit = np.finfo(np.float16).max
-        return np.clip(values, -limit, limit).astype("<f2")
-    largest = np.uint32(0x7F7F0000).view(np.float32)
-    bits = np.clip(values, -largest, largest).astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        return _saturate(values, np.finfo(np.float16).max).astype("<f2")
+    bits = _saturate(values, _LARGEST_BFLOAT16).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    rounded[np.isnan(values)] = 0x7FC0  # rounding up would carry a NaN's bits over into the sign
+    return rounded
+
+
+_LARGEST_BFLOAT16 = np.uint32(0x7F7F0000).view(np.float32)
+
+
+def _saturate(values: NDArray[np.float32], largest: Any) -> NDArray[np.float32]:
+    saturated = np.clip(values, -largest, largest).astype(np.float32, copy=False)
+    return np.where(np.isinf(values), values, saturated)

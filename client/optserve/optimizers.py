@@ -1,0 +1,100 @@
+"""Optimizers, their immutable versions and the aliases that point at them."""
+
+from optserve.exchange import Awaited, Blocking, Exchange, exchange
+from optserve.resource import Resource, segment
+from optserve.wire.bodies import AliasInfo, AliasRequest, OptimizerInfo, OptimizerSummary, VersionInfo
+from optserve.wire.gradients import SAFETENSORS
+
+CHAMPION = "champion"
+
+
+class SharedOptimizers(Resource):
+    """The operations of `client.optimizers`."""
+
+    @exchange
+    def list(self) -> Exchange[list[OptimizerSummary]]:
+        """Every optimizer of the server."""
+        return (yield from self._list(OptimizerSummary, "/optimizers"))
+
+    @exchange
+    def get(self, name: str) -> Exchange[OptimizerInfo]:
+        """One optimizer with its aliases, their history and its versions.
+
+        Raises:
+            OptimizerNotFound: no optimizer of that name.
+        """
+        return (yield from self._get(OptimizerInfo, f"/optimizers/{segment(name)}"))
+
+    @exchange
+    def version(self, name: str, version: int) -> Exchange[VersionInfo]:
+        """One version: its architecture, recipe, parent, metrics and environment.
+
+        Raises:
+            OptimizerNotFound: no optimizer of that name.
+            VersionNotFound: it has no such version.
+        """
+        return (yield from self._get(VersionInfo, f"/optimizers/{segment(name)}/versions/{version}"))
+
+    @exchange
+    def weights(self, name: str, version: int) -> Exchange[bytes]:
+        """φ of one version: the bytes of a safetensors file whose metadata holds the architecture.
+
+        Raises:
+            OptimizerNotFound: no optimizer of that name.
+            VersionNotFound: it has no such version.
+        """
+        response = yield from self._call("GET", f"/optimizers/{segment(name)}/versions/{version}/weights")
+        return bytes(response.content)
+
+    @exchange
+    def import_weights(self, name: str, weights: bytes) -> Exchange[VersionInfo]:
+        """Make a safetensors file the next version of an optimizer, which comes to be if there is none of that name.
+
+        Raises:
+            WeightsInvalid: not safetensors, no architecture in its metadata, or weights that do not fit it.
+        """
+        return (yield from self._create(VersionInfo, f"/optimizers/{segment(name)}/versions", weights, SAFETENSORS))
+
+    @exchange
+    def promote(self, name: str, version: int) -> Exchange[AliasInfo]:
+        """Make a version the champion: what the bare name means from now on. Sessions keep the version they have.
+
+        Raises:
+            VersionNotFound: the optimizer has no such version.
+        """
+        return (yield from self._set_alias(name, CHAMPION, version))
+
+    @exchange
+    def set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:
+        """Point an alias at a version.
+
+        Raises:
+            VersionNotFound: the optimizer has no such version.
+            AliasReserved: the server keeps this alias itself.
+        """
+        return (yield from self._set_alias(name, alias, version))
+
+    @exchange
+    def remove_alias(self, name: str, alias: str) -> Exchange[None]:
+        """Take an alias away; its history stays.
+
+        Raises:
+            AliasNotFound: the optimizer has no such alias.
+            AliasReserved: the server keeps this alias itself.
+        """
+        yield from self._call("DELETE", _alias(name, alias))
+
+    def _set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:
+        return (yield from self._send(AliasInfo, "PUT", _alias(name, alias), AliasRequest(version)))
+
+
+class Optimizers(Blocking, SharedOptimizers):
+    """`client.optimizers`."""
+
+
+class AsyncOptimizers(Awaited, SharedOptimizers):
+    """`client.optimizers` of an `AsyncClient`."""
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"/optimizers/{segment(name)}/aliases/{segment(alias)}"

@@ -1,0 +1,285 @@
+"""Sessions: one training loop's hidden state under one optimizer version.
+
+session = client.sessions.create("lstm", {"w": (64, 20), "b": (20,)})
+updates = session.step({"w": gradient_of_w, "b": gradient_of_b}, loss=0.31)
+w += updates["w"]
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Generic, Self, SupportsFloat, TypeVar
+from urllib.parse import quote, urlencode
+
+from numpy.typing import NDArray
+
+from optserve.decoding import decode
+from optserve.errors import ReplyInvalid, SessionNotFound
+from optserve.exchange import Awaited, Blocking, Exchange, exchange
+from optserve.layout import VALUES, Float32, Layout, declare
+from optserve.resource import Resource, segment, to_json
+from optserve.wire.bodies import CheckpointInfo, Digest, RestoreRequest, SessionInfo, SessionPatch, SessionRequest
+from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
+
+_BINARY = {"Content-Type": OCTET_STREAM}
+_SAFETENSORS = {"Content-Type": SAFETENSORS}
+_JSON = {"Content-Type": JSON}
+
+AnySession = TypeVar("AnySession", bound="SharedSession")
+
+
+class SharedSession(Resource):
+    """The operations of Session and AsyncSession.
+
+    Attributes:
+        info: the session as the server described it last.
+        id: its identifier.
+        optimizer: name, version and sha256 of its optimizer; they never change.
+        parameters: the shape of each parameter by name, in declared order.
+        coordinates: how many numbers they are.
+        next_step: the only step it takes next.
+    """
+
+    def __init__(self, connection: Any, info: SessionInfo) -> None:
+        super().__init__(connection)
+        self._path = f"/sessions/{segment(info.id)}"
+        self._layout = Layout({p.name: tuple(p.shape) for p in info.parameters}, info.dtype)
+        self.id = info.id
+        self.optimizer = info.optimizer
+        self.parameters = self._layout.shapes
+        self.coordinates = info.coordinates
+        self._update(info)
+
+    def __repr__(self) -> str:
+        optimizer = f"{self.optimizer.name}@{self.optimizer.version}"
+        return f"<{type(self).__name__} {self.id}: {optimizer}, {self.coordinates} coordinates, step {self.next_step}>"
+
+    def _update(self, info: SessionInfo) -> None:
+        self.info = info
+        self.next_step = info.next_step
+
+    @exchange
+    def step(
+        self, gradients: Mapping[str, Any], loss: SupportsFloat | None = None, skip: Collection[str] = ()
+    ) -> Exchange[dict[str, Float32]]:
+        """Send the gradients ∇_t, receive the updates g_t: θ_{t+1} = θ_t + g_t.
+
+        After a lost connection it is sent again and the server takes it once. After ConnectionFailed, call it again
+        with the same gradients.
+
+        Args:
+            gradients: an array per parameter, in the parameters' shapes; converted to the session's dtype.
+            loss: L(θ_t), for the session's history and for the optimizers that use it.
+            skip: parameters without a gradient this time: their hidden state stands still, and no update comes back.
+
+        Returns:
+            The updates by parameter name, float32. They are views of one array, for the caller to write to.
+
+        Raises:
+            GradientsInvalid: a wrong name or shape, a NaN or an infinity; the hidden state is untouched.
+            StepConflict: the session is at another step; `refresh()` catches up.
+        """
+        skip = frozenset(skip)
+        flat = yield from self._step(self._layout.flatten(gradients, skip), loss, skip)
+        return self._layout.split(flat, skip)
+
+    @exchange
+    def step_flat(
+        self, gradients: NDArray[Any], loss: SupportsFloat | None = None, skip: Collection[str] = ()
+    ) -> Exchange[Float32]:
+        """`step` for one array [coordinates]: the parameters flattened and concatenated in declared order.
+
+        What `skip` names is left out of the array and of the answer. float32 is sent without a copy.
+        """
+        skip = frozenset(skip)
+        return (yield from self._step(self._layout.accept(gradients, skip), loss, skip))
+
+    def _step(self, gradients: NDArray[Any], loss: SupportsFloat | None, skip: Collection[str]) -> Exchange[Float32]:
+        step = self.next_step
+        path = f"{self._path}/steps/{step}{_query(loss, skip)}"
+        response = yield from self._call("POST", path, gradients.data, _BINARY, repeatable=True)
+        if len(response.content) != gradients.nbytes:
+            raise ReplyInvalid(f"the reply has {len(response.content)} bytes, but the updates are {gradients.nbytes}")
+        self.next_step = step + 1
+        return self._layout.read(response.content)
+
+    @exchange
+    def refresh(self) -> Exchange[SessionInfo]:
+        """Ask the server for the session's description; `next_step` follows it."""
+        info = yield from self._get(SessionInfo, self._path)
+        self._update(info)
+        return info
+
+    @exchange
+    def update(
+        self,
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        ttl_seconds: float | None = None,
+    ) -> Exchange[SessionInfo]:
+        """Change hyperparameters of a hand-designed optimizer, the label or the time to live, between two steps.
+
+        Raises:
+            HyperparametersInvalid: an unknown name or a value out of its range.
+        """
+        changes = None if hyperparameters is None else dict(hyperparameters)
+        info = yield from self._send(
+            SessionInfo, "PATCH", self._path, SessionPatch(changes, label=label, ttl_seconds=ttl_seconds)
+        )
+        self._update(info)
+        return info
+
+    @exchange
+    def set_parameters(self, parameters: Mapping[str, Any]) -> Exchange[None]:
+        """Send θ, an array per parameter, for the optimizers that use it; the server then follows the updates."""
+        flat = self._layout.flatten(parameters, role=VALUES)
+        yield from self._call("PUT", f"{self._path}/parameters", flat.data, _BINARY)
+
+    @exchange
+    def save(self, checkpoint: str) -> Exchange[CheckpointInfo]:
+        """Keep h_t on the server under a name; an earlier checkpoint of that name is replaced."""
+        response = yield from self._call("PUT", f"{self._path}/checkpoints/{segment(checkpoint)}")
+        return decode(CheckpointInfo, response.content)
+
+    @exchange
+    def checkpoints(self) -> Exchange[list[CheckpointInfo]]:
+        """The session's checkpoints."""
+        return (yield from self._list(CheckpointInfo, f"{self._path}/checkpoints"))
+
+    @exchange
+    def restore(self, checkpoint: str) -> Exchange[SessionInfo]:
+        """Go back to a checkpoint; `next_step` goes back too.
+
+        Raises:
+            CheckpointNotFound: nothing was saved under that name.
+        """
+        body = to_json(RestoreRequest(checkpoint))
+        response = yield from self._call("POST", f"{self._path}/restore", body, _JSON, repeatable=True)
+        info = decode(SessionInfo, response.content)
+        self._update(info)
+        return info
+
+    @exchange
+    def state(self) -> Exchange[bytes]:
+        """The whole of h_t as the bytes of a safetensors file; equal states give equal bytes."""
+        response = yield from self._call("GET", f"{self._path}/state")
+        return bytes(response.content)
+
+    @exchange
+    def load_state(self, state: bytes) -> Exchange[SessionInfo]:
+        """Put the `state()` of a session of the same optimizer version and parameters into this one.
+
+        Raises:
+            StateMismatch: it is of another version or of other parameters.
+        """
+        yield from self._call("PUT", f"{self._path}/state", state, _SAFETENSORS)
+        info = yield from self._get(SessionInfo, self._path)
+        self._update(info)
+        return info
+
+    @exchange
+    def digest(self) -> Exchange[Digest]:
+        """The next step and a sha256 of h_t: equal digests prove equal hidden states."""
+        return (yield from self._get(Digest, f"{self._path}/digest"))
+
+    @exchange
+    def close(self) -> Exchange[None]:
+        """Delete the session and its checkpoints; one that is gone already is closed."""
+        try:
+            yield from self._call("DELETE", self._path)
+        except SessionNotFound:
+            return
+
+
+class Session(Blocking, SharedSession):
+    """A session of a `Client`. As a context manager it closes itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class AsyncSession(Awaited, SharedSession):
+    """A session of an `AsyncClient`: the same methods, awaited."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+class SharedSessions(Resource, Generic[AnySession]):
+    """The operations of `client.sessions`."""
+
+    def _session(self, info: SessionInfo) -> AnySession:
+        raise NotImplementedError
+
+    @exchange
+    def create(
+        self,
+        optimizer: str | None,
+        parameters: Mapping[str, Any],
+        *,
+        dtype: str = "float32",
+        hyperparameters: Mapping[str, Any] | None = None,
+        horizon: int | None = None,
+        label: str = "",
+        ttl_seconds: float = 86400,
+    ) -> Exchange[AnySession]:
+        """Create a session.
+
+        Args:
+            optimizer: NAME, NAME@7 or NAME@ALIAS; None for the server's default optimizer.
+            parameters: the shape of each parameter, or an array of that shape, by name.
+            dtype: `float32`, `float16` or `bfloat16`: of gradients and updates on the wire.
+            hyperparameters: of a hand-designed optimizer, with PyTorch's names and defaults.
+            horizon: how many steps the loop plans, where it knows.
+            label: for people, in lists and on the dashboard.
+            ttl_seconds: the session expires this long after its last step.
+
+        Raises:
+            OptimizerNotFound: no optimizer of that name.
+            HyperparametersInvalid: an unknown name or a value out of its range.
+            StateTooLarge: the server has no room for the hidden state.
+        """
+        request = SessionRequest(
+            declare(parameters), optimizer, dtype, dict(hyperparameters or {}), horizon, label, ttl_seconds
+        )
+        return self._session((yield from self._create(SessionInfo, "/sessions", to_json(request))))
+
+    @exchange
+    def get(self, id: str) -> Exchange[AnySession]:
+        """The session of that id, to go on with it from another process.
+
+        Raises:
+            SessionNotFound: there is none, or it is another key's.
+        """
+        return self._session((yield from self._get(SessionInfo, f"/sessions/{segment(id)}")))
+
+    @exchange
+    def list(self) -> Exchange[list[AnySession]]:
+        """Every session of this API key."""
+        infos = yield from self._list(SessionInfo, "/sessions")
+        return [self._session(info) for info in infos]
+
+
+class Sessions(Blocking, SharedSessions[Session]):
+    """`client.sessions`."""
+
+    def _session(self, info: SessionInfo) -> Session:
+        return Session(self._connection, info)
+
+
+class AsyncSessions(Awaited, SharedSessions[AsyncSession]):
+    """`client.sessions` of an `AsyncClient`."""
+
+    def _session(self, info: SessionInfo) -> AsyncSession:
+        return AsyncSession(self._connection, info)
+
+
+def _query(loss: SupportsFloat | None, skip: Collection[str]) -> str:
+    pairs = [] if loss is None else [("loss", repr(float(loss)))]
+    pairs += [("skip", name) for name in sorted(skip)]
+    return "?" + urlencode(pairs, quote_via=quote) if pairs else ""
