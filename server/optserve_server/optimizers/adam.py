@@ -64,5 +64,7 @@ class AdamW(Adam):
         """One step of `torch.optim.AdamW`."""
         updates, state = super().step(phi, observations, state)
         if self.weight_decay:
-            updates = updates - self.lr * self.weight_decay * self.parameters(observations)
+            parameters = self.parameters(observations)
+            # Not −lr·λ·θ: PyTorch multiplies θ by 1 − lr·λ, whose rounding adds up over many steps.
+            updates = updates + (parameters * (1 - self.lr * self.weight_decay) - parameters)
         return updates, state
