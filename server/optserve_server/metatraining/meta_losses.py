@@ -5,8 +5,6 @@ from torch import Tensor
 
 from optserve_server.metatraining.recipes import MetaLoss
 
-_FLOOR = 1e-12  # of a loss under the logarithm: a loss may reach 0
-
 
 def meta_loss(kind: MetaLoss, losses: Tensor) -> Tensor:
     """The meta-loss of each task, `[tasks]`, from f(θ_t) after each step of a window, `[steps, tasks]`."""
@@ -14,4 +12,4 @@ def meta_loss(kind: MetaLoss, losses: Tensor) -> Tensor:
         return losses[-1]
     if kind.kind == "sum":
         return losses.sum(dim=0)
-    return torch.log(losses.clamp(min=_FLOOR)).sum(dim=0)
+    return torch.log(losses + kind.floor).sum(dim=0)

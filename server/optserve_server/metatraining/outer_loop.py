@@ -10,6 +10,7 @@ from torch import Tensor
 from optserve_server.metatraining.estimators.backpropagation import backpropagation
 from optserve_server.metatraining.recipes import MetaOptimizer, Recipe
 from optserve_server.metatraining.trajectories import Trajectory, draw_trajectory
+from optserve_server.metatraining.validation import held_out_meta_loss
 
 
 class MetaTrainingError(ArithmeticError):
@@ -21,7 +22,7 @@ class Progress:
     """One outer step: the `outer_step`-th update of φ, made after inner step `step` of `horizon`.
 
     `meta_loss` and `meta_gradient_norm` (before clipping) are of the recipe's meta-loss over the window; `loss` is the
-    tasks' mean f at its end.
+    tasks' mean f at its end. `meta_loss_held_out` is L(φ) on held-out tasks, where φ was validated after this step.
     """
 
     outer_step: int
@@ -30,6 +31,7 @@ class Progress:
     meta_gradient_norm: float
     step: int
     horizon: int
+    meta_loss_held_out: float | None = None
 
 
 class OuterLoop:
@@ -69,7 +71,20 @@ class OuterLoop:
                 f"{estimate.meta_loss:g} and the norm of its gradient {norm:g}; lower meta_optimizer.learning_rate, "
                 "set meta_optimizer.clip_norm, or shorten unroll.truncation"
             )
-        return Progress(outer_step, estimate.meta_loss, estimate.loss, norm, trajectory.step, trajectory.horizon)
+        return Progress(
+            outer_step,
+            estimate.meta_loss,
+            estimate.loss,
+            norm,
+            trajectory.step,
+            trajectory.horizon,
+            self._validate(outer_step),
+        )
+
+    def _validate(self, outer_step: int) -> float | None:
+        if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
+            return None
+        return held_out_meta_loss(self.recipe, self.optimizer, self.phi)
 
     def _update_phi(self, outer_step: int, gradients: dict[str, Tensor]) -> float:
         settings = self.recipe.meta_optimizer

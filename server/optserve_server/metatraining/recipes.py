@@ -76,10 +76,12 @@ class Unroll(_Table):
 class MetaLoss(_Table):
     """What φ is trained on, per window, averaged over tasks.
 
-    `final`: f(θ_T), the definition. `sum`: Σ_t f(θ_t). `log`: Σ_t ln f(θ_t), which weighs all scales of loss alike.
+    `final`: f(θ_T), the definition. `sum`: Σ_t f(θ_t). `log`: Σ_t ln(f(θ_t) + floor), which weighs all scales of loss
+    down to the floor alike.
     """
 
     kind: Literal["final", "sum", "log"] = "final"
+    floor: PositiveFloat = 1e-6
 
 
 class GradientEstimator(_Table):

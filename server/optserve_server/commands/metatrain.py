@@ -1,0 +1,92 @@
+"""`optserve metatrain`: learn an optimizer from a recipe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from optserve_server.metatraining.outer_loop import OuterLoop
+    from optserve_server.metatraining.weight_files import Record
+
+
+def metatrain(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; recipes/ has examples.", exists=True)],
+    local: Annotated[
+        bool, typer.Option("--local", help="Run here, in this process. (Submitting to a server is not built yet.)")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the weights go. Default: beside the recipe, as NAME.safetensors.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; another number may change the last bits of φ.")] = 1,
+) -> None:
+    """Meta-train an optimizer by a recipe and write its weights.
+
+    At every checkpoint the optimizer is tried on held-out tasks; the file holds the best. Interrupt it (Ctrl-C) and
+    it keeps the best so far.
+    """
+    import torch
+
+    from optserve_server.metatraining import recipes
+    from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop
+    from optserve_server.metatraining.weight_files import Record
+
+    if not local:
+        raise typer.BadParameter("add --local: runs on a server are not built yet", param_hint="--local")
+    try:
+        parsed = recipes.load(recipe)
+    except recipes.RecipeError as error:
+        raise typer.BadParameter(str(error), param_hint=str(recipe)) from error
+    if parsed.start_from is not None:
+        raise typer.BadParameter("start_from needs a server, and runs on a server are not built yet")
+    torch.set_num_threads(threads)
+    record = Record()
+    target = output or recipe.with_suffix(".safetensors")
+    try:
+        _run(OuterLoop(parsed), record)
+    except (KeyboardInterrupt, MetaTrainingError) as error:
+        typer.echo(f"stopped at outer step {len(record.meta_losses)}: {error or 'interrupted'}", err=True)
+        if record.best_phi is None:
+            typer.echo("nothing written: there was no checkpoint yet", err=True)
+        else:
+            _write(target, record.encode(parsed), record)
+        raise typer.Exit(1) from error
+    _write(target, record.encode(parsed), record)
+
+
+def _run(loop: "OuterLoop", record: "Record") -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task(loop.recipe.name, total=loop.recipe.meta_optimizer.outer_steps, losses="")
+        held_out = "…"
+        for progress in loop:
+            record.add(progress, loop)
+            if progress.meta_loss_held_out is not None:
+                held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
+            bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}")
+
+
+def _write(target: Path, data: bytes, record: "Record") -> None:
+    temporary = target.with_name(target.name + ".part")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+    typer.echo(
+        f"{target}: {len(data):,} bytes, φ of outer step {record.best_outer_step}, "
+        f"final loss on held-out tasks {record.best_meta_loss_held_out:.4g}"
+    )
