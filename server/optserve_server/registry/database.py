@@ -56,7 +56,9 @@ class Database:
             command.upgrade(migration_config(connection), "head")
 
     def current(self) -> str | None:
-        """The schema's revision, or None where it has never been migrated."""
+        """The schema's revision, or None where there is no database yet, or one that has never been migrated."""
+        if self.is_sqlite and not Path(str(self.url.database)).exists():
+            return None
         with self._engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 

@@ -35,13 +35,15 @@ def read(data: bytes) -> WeightsFile:
 
     Raises:
         WeightsInvalid: not safetensors, an unknown architecture, tensors of other names, shapes or dtypes than the
-            architecture's, numbers that are not finite, or metadata that is not JSON.
+            architecture's, numbers that are not finite, or metadata that is not JSON or not text.
     """
     try:
         optimizer, phi, metadata = weights.decode(data)
         recipe, metrics = _json_object(metadata, "recipe"), _json_object(metadata, "metrics")
+        _require_text(metadata)
+        json.dumps(architecture(optimizer), allow_nan=False)
         canonical = weights.encode(optimizer, phi, metadata)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:  # the latter two from an architecture of odd JSON
         raise WeightsInvalid(f"The weights file cannot be imported: {error}.") from error
     return WeightsFile(
         data=canonical,
@@ -74,12 +76,19 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None
         return None
     try:
         value = json.loads(metadata[key], parse_constant=_refuse)
-        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
+        # 1e999 is read as infinity, and half a surrogate pair as a character.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata's {key} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"the metadata's {key} is {metadata[key][:80]}, but must be a JSON object")
     return value
+
+
+def _require_text(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        if "\0" in value:
+            raise ValueError(f"the metadata's {key} has a zero character, which PostgreSQL cannot store")
 
 
 def _refuse(constant: str) -> None:
