@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from optserve_server import optimizers, tasks
 from optserve_server.optimizers import Optimizer
@@ -61,10 +61,21 @@ class LogUniform(_Table):
         return self
 
 
+def _tag_of_steps(value: Any) -> str:
+    return _RANGE if isinstance(value, Mapping | LogUniform) else _NUMBER
+
+
+_NUMBER, _RANGE = "(number)", "(range)"
+Steps = Annotated[
+    Annotated[PositiveInt, Tag(_NUMBER)] | Annotated[LogUniform, Tag(_RANGE)], Discriminator(_tag_of_steps)
+]
+"""T: one number, or a range to draw it from."""
+
+
 class Unroll(_Table):
     """The inner loop: T = `steps`, cut into windows of `truncation` steps; absent, the window is the trajectory."""
 
-    steps: PositiveInt | LogUniform = 100
+    steps: Steps = 100
     truncation: PositiveInt | None = None
 
     @property
@@ -153,8 +164,9 @@ def parse(content: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
+        # An unknown key first: a misspelt key is also reported as the missing one.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        path = ".".join(str(part) for part in first["loc"] if part not in (_NUMBER, _RANGE))
         if first["type"] == "extra_forbidden":
             raise RecipeError(path, _unknown_key(first["loc"])) from error
         message = first["msg"].removeprefix("Value error, ")
@@ -187,7 +199,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
 _TABLES: dict[str, type[BaseModel]] = {
     "tasks": TaskShare,
     "unroll": Unroll,
-    "LogUniform": LogUniform,
+    _RANGE: LogUniform,
     "meta_loss": MetaLoss,
     "gradient": GradientEstimator,
     "augmentation": Augmentation,

@@ -1,0 +1,211 @@
+"""The outer loop computes what its recipe says."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from optserve_server import optimizers
+from optserve_server.metatraining import recipes
+from optserve_server.metatraining.estimators.backpropagation import backpropagation
+from optserve_server.metatraining.meta_losses import meta_loss
+from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop, learning_rate
+from optserve_server.metatraining.recipes import MetaLoss, MetaOptimizer
+from optserve_server.metatraining.trajectories import Trajectory, draw_groups, draw_trajectory
+from optserve_server.metatraining.weight_files import Record
+from optserve_server.optimizers import weights
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "architecture": {"kind": "lstm", "hidden_size": 4, "layers": 1},
+    "tasks": [{"family": "quadratic", "parameters": {"dimension": 2}}],
+    "unroll": {"steps": 5},
+    "meta_optimizer": {"kind": "gradient-descent", "outer_steps": 4, "tasks_per_outer_step": 3},
+    "checkpoints": {"every": 2},
+}
+
+
+def recipe(**changes: Any) -> recipes.Recipe:
+    return recipes.parse({**TINY, **changes})
+
+
+def window_loss(parsed: recipes.Recipe, phi: dict[str, torch.Tensor]) -> float:
+    """The meta-loss of the first trajectory by plain evaluation, in float64."""
+    return float64_estimate(parsed, phi).meta_loss
+
+
+def float64_estimate(parsed: recipes.Recipe, phi: dict[str, torch.Tensor]) -> Any:
+    optimizer = parsed.optimizer()
+    generator = torch.Generator().manual_seed(5)
+    trajectory = draw_trajectory(parsed, optimizer, generator)
+    for group in trajectory.groups:
+        group.theta, group.state = group.theta.double(), group.state.double()
+        group.task_data = {
+            key: value.double() if value.is_floating_point() else value for key, value in group.task_data.items()
+        }
+        group.scales = None if group.scales is None else group.scales.double()
+    return backpropagation(parsed, optimizer, phi, trajectory, generator)
+
+
+@pytest.mark.parametrize("kind", ["final", "sum", "log"])
+@pytest.mark.parametrize("augmentation", [{}, {"coordinate_scaling": 1.0, "probability": 0.7}])
+@pytest.mark.parametrize(
+    "task", [{"family": "quadratic"}, {"family": "digits-mlp", "parameters": {"hidden_sizes": [3], "batch_size": 4}}]
+)
+def test_the_meta_gradient_is_that_of_central_differences(kind: str, augmentation: Any, task: Any) -> None:
+    parsed = recipe(meta_loss={"kind": kind}, augmentation=augmentation, tasks=[task])
+    generator = torch.Generator().manual_seed(0)
+    phi = {name: weight.double() for name, weight in parsed.optimizer().initial_phi(generator).items()}
+    direction = {name: torch.randn(weight.shape, generator=generator).double() for name, weight in phi.items()}
+    gradients = float64_estimate(parsed, phi).gradients
+    slope = sum((gradients[name] * direction[name]).sum().item() for name in phi)
+    h = 1e-5
+    ahead = window_loss(parsed, {name: weight + h * direction[name] for name, weight in phi.items()})
+    behind = window_loss(parsed, {name: weight - h * direction[name] for name, weight in phi.items()})
+    assert slope == pytest.approx((ahead - behind) / (2 * h), rel=1e-6)
+
+
+def test_first_order_drops_the_gradients_own_derivative() -> None:
+    """Against an unroll whose ∇_t is computed by hand and detached."""
+    parsed = recipe(gradient={"second_order": False}, meta_loss={"kind": "sum"})
+    optimizer = parsed.optimizer()
+    phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(5)
+    trajectory = draw_trajectory(parsed, optimizer, generator)
+    group = trajectory.groups[0]
+    w, y, theta, state = group.task_data["W"], group.task_data["y"], group.theta, group.state
+    estimate = backpropagation(parsed, optimizer, phi, trajectory, generator)
+
+    leaves = {name: weight.clone().requires_grad_() for name, weight in phi.items()}
+    total = torch.zeros(())
+    for step in range(5):
+        residual = torch.einsum("tij,tj->ti", w, theta) - y
+        gradients = (2 * torch.einsum("tij,ti->tj", w, residual)).detach()
+        clock = torch.tensor([float(step)])
+        updates, state = optimizer.step(leaves, optimizers.Observations(gradients.flatten(), clock), state)
+        theta = theta + updates.view_as(theta)
+        total = total + (torch.einsum("tij,tj->ti", w, theta) - y).square().sum() / 3
+    assert estimate.meta_loss == pytest.approx(total.item(), rel=1e-5)
+    expected = torch.autograd.grad(total, list(leaves.values()))
+    for name, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(estimate.gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_windows_cover_the_trajectory_once() -> None:
+    loop = OuterLoop(recipe(unroll={"steps": 5, "truncation": 2}, meta_optimizer={"outer_steps": 6}))
+    assert [(progress.step, progress.horizon) for progress in loop] == [(2, 5), (4, 5), (5, 5)] * 2
+
+
+def test_one_outer_step_is_the_equation() -> None:
+    """φ ← φ − β∇_φL(φ) with plain gradient descent."""
+    loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 1, "learning_rate": 0.25}))
+    before = {name: weight.detach().clone() for name, weight in loop.phi.items()}
+    next(iter(loop))
+    twin = OuterLoop(loop.recipe)
+    trajectory = draw_trajectory(twin.recipe, twin.optimizer, twin.generator)
+    estimate = backpropagation(twin.recipe, twin.optimizer, before, trajectory, twin.generator)
+    for name, weight in loop.phi.items():
+        torch.testing.assert_close(weight.detach(), before[name] - 0.25 * estimate.gradients[name])
+
+
+def test_clipping_bounds_the_whole_gradient() -> None:
+    settings = {"outer_steps": 1, "learning_rate": 1.0, "clip_norm": 1e-3}
+    loop = OuterLoop(recipe(meta_optimizer=settings))
+    before = {name: weight.detach().clone() for name, weight in loop.phi.items()}
+    assert next(iter(loop)).meta_gradient_norm > 1e-3
+    moved = math.sqrt(sum((weight - before[name]).square().sum().item() for name, weight in loop.phi.items()))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_cosine_schedule_falls_to_zero() -> None:
+    settings = MetaOptimizer(learning_rate=2.0, schedule="cosine", outer_steps=10)
+    rates = [learning_rate(settings, step) for step in range(1, 11)]
+    assert rates[0] == 2.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[5] == pytest.approx(1.0)
+
+
+def test_log_uniform_horizons_stay_in_their_range() -> None:
+    parsed = recipe(unroll={"steps": {"low": 3, "high": 50}})
+    generator = torch.Generator().manual_seed(0)
+    horizons = [draw_trajectory(parsed, parsed.optimizer(), generator).horizon for _ in range(300)]
+    assert min(horizons) == 3
+    assert 40 < max(horizons) <= 50
+    assert sorted(horizons)[150] == pytest.approx(math.sqrt(150), rel=0.3)
+
+
+def test_a_mixture_has_its_weights_and_every_family_trains() -> None:
+    parsed = recipe(
+        tasks=[
+            {"family": "quadratic", "weight": 3.0},
+            {"family": "digits-mlp", "weight": 1.0, "parameters": {"hidden_sizes": [2], "batch_size": 2}},
+        ],
+        meta_optimizer={"tasks_per_outer_step": 400, "outer_steps": 1},
+    )
+    groups = draw_trajectory(parsed, parsed.optimizer(), torch.Generator().manual_seed(0)).groups
+    assert [group.family.name for group in groups] == ["quadratic", "digits-mlp"]
+    assert groups[0].tasks == pytest.approx(300, abs=30)
+
+
+def test_coordinate_scaling_reparametrises_and_does_not_change_the_task() -> None:
+    plain, scaled = recipe(), recipe(augmentation={"coordinate_scaling": 2.0, "probability": 1.0})
+    optimizer = plain.optimizer()
+    one = draw_trajectory(plain, optimizer, torch.Generator().manual_seed(0)).groups[0]
+    other = draw_trajectory(scaled, optimizer, torch.Generator().manual_seed(0)).groups[0]
+    assert not torch.allclose(one.theta, other.theta)
+    torch.testing.assert_close(one.losses(one.theta, {}), other.losses(other.theta, {}))
+
+
+def test_meta_losses_by_hand() -> None:
+    losses = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+    assert meta_loss(MetaLoss(kind="final"), losses).tolist() == [2.0, 3.0]
+    assert meta_loss(MetaLoss(kind="sum"), losses).tolist() == [6.0, 4.0]
+    expected = [math.log(5) + math.log(3), math.log(2) + math.log(4)]
+    assert meta_loss(MetaLoss(kind="log", floor=1.0), losses).tolist() == pytest.approx(expected)
+
+
+def test_the_same_seed_gives_the_same_phi_bit_for_bit() -> None:
+    parsed = recipe(meta_optimizer={"kind": "adam", "outer_steps": 4})
+    runs = []
+    for _ in range(2):
+        loop = OuterLoop(parsed)
+        record = Record()
+        for progress in loop:
+            record.add(progress, loop)
+        runs.append(record.encode(parsed))
+    assert runs[0] == runs[1]
+
+
+def test_a_run_learns_and_its_file_tells_where_it_came_from() -> None:
+    parsed = recipe(
+        meta_optimizer={"kind": "adam", "learning_rate": 0.02, "outer_steps": 60, "tasks_per_outer_step": 16},
+        unroll={"steps": 20, "truncation": 10},
+        meta_loss={"kind": "log"},
+        gradient={"second_order": False},
+        checkpoints={"every": 20},
+    )
+    loop, record = OuterLoop(parsed), Record()
+    held_out = []
+    for progress in loop:
+        record.add(progress, loop)
+        held_out += [] if progress.meta_loss_held_out is None else [progress.meta_loss_held_out]
+    assert len(held_out) == 3
+    assert record.best_meta_loss_held_out == min(held_out) < 2.0  # θ_0 has an expected loss of 6
+    optimizer, phi, metadata = weights.decode(record.encode(parsed))
+    assert optimizer == parsed.optimizer()
+    assert torch.equal(phi["output.weight"], record.best_phi["output.weight"])  # type: ignore[index]
+    assert {"recipe", "seed", "torch", "meta_losses", "metrics", "optimizer"} <= metadata.keys()
+
+
+def test_a_run_that_diverges_says_where() -> None:
+    settings = {"learning_rate": 1e30, "outer_steps": 10}
+    loop = OuterLoop(recipe(meta_optimizer=settings, architecture={"kind": "lstm", "output_scale": 1e20}))
+    with pytest.raises(MetaTrainingError, match=r"outer step \d+, inner step 5 of 5: .* lower meta_optimizer"):
+        list(loop)
+
+
+def test_groups_of_no_tasks_are_left_out() -> None:
+    parsed = recipe()
+    assert draw_groups(parsed.tasks, [0], parsed.optimizer(), torch.Generator(), "train") == []
+    assert Trajectory([], horizon=3, step=3).finished
