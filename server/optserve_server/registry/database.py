@@ -1,5 +1,7 @@
 """One database, SQLite or PostgreSQL: opened, migrated, and handed out a transaction at a time."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session
 from optserve_server.resources import migrations_directory
 
 _BUSY_SECONDS = 30.0  # how long a SQLite connection waits for another's lock
+_WAL_RETRY_SECONDS = 0.05
 _MIGRATION_LOCK = 0x6F70747365727665  # "optserve": PostgreSQL's advisory lock round a migration
 _POSTGRESQL = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 
@@ -67,11 +70,19 @@ class Database:
         self._engine.dispose()
 
     def _enter_wal(self) -> None:
-        # A mode of the file, not of the connection, and one that cannot be entered inside a transaction.
-        assert self.url.database is not None
-        Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        # A mode of the file, not of the connection, and one that cannot be entered inside a transaction. SQLite does
+        # not wait for the lock here: where two processes come at once, one of them is told that it is taken.
+        Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _BUSY_SECONDS
         with self._engine.connect() as connection:
-            connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
+            while True:
+                try:
+                    connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.OperationalError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_WAL_RETRY_SECONDS)
 
 
 def migration_config(connection: Connection) -> Config:
