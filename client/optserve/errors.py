@@ -209,8 +209,8 @@ class GradientsInvalid(ProblemError, ValueError):
         return self.fields.get("parameter")
 
     @property
-    def index(self) -> int | None:
-        """Where in that gradient, flattened, where one number is to blame."""
+    def index(self) -> list[int] | None:
+        """Where in that gradient, along each dimension, where one number is to blame."""
         return self.fields.get("index")
 
 

@@ -1,0 +1,52 @@
+"""What the client's commands share: how they find the server, and how they print."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from optserve.client import Client
+
+RETRIES = 1  # a person is waiting, and can try again
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OPTSERVE_URL", help="Where the server is: http://HOST:PORT or unix:///PATH.", show_default=False
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="OPTSERVE_API_KEY", help="The API key, where the server wants one.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def connect(url: str | None, api_key: str | None) -> Client:
+    """The client for one command."""
+    return Client(url, api_key, retries=RETRIES)
+
+
+def print_json(value: Any) -> None:
+    """Print a dataclass, or a list of them, as JSON and nothing else."""
+    typer.echo(json.dumps(value, indent=2, default=dataclasses.asdict, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; None is an empty cell."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def fail(message: str) -> typer.Exit:
+    """One line on stderr; raise what it returns."""
+    typer.secho(f"error: {message}", err=True, fg=typer.colors.RED)
+    return typer.Exit(1)

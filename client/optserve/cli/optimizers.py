@@ -1,0 +1,146 @@
+"""`optserve optimizers`: list, show, promote, import, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, print_json, print_table
+from optserve.client import Client
+from optserve.optimizers import CHAMPION
+from optserve.wire import tensors
+from optserve.wire.bodies import OptimizerInfo
+
+app = typer.Typer(
+    name="optimizers",
+    no_args_is_help=True,
+    help="Optimizers, their versions and aliases. A reference is NAME, NAME@7 or NAME@ALIAS.",
+)
+
+Reference = Annotated[str, typer.Argument(help="NAME, NAME@7 or NAME@ALIAS.", metavar="REF")]
+
+
+@app.command("list")
+def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None:
+    """List every optimizer of the server. The one marked * is what a session gets that names none."""
+    with connect(url, api_key) as client:
+        found = client.optimizers.list()
+    if json:
+        print_json(found)
+        return
+    print_table(
+        ("name", "kind", "latest", "champion", "description"),
+        (
+            (one.name + (" *" if one.default else ""), one.kind, one.latest, one.champion, escape(one.description))
+            for one in found
+        ),
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The optimizer's name.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: AsJson = False,
+) -> None:
+    """Show one optimizer: its aliases, its versions, and what it takes."""
+    with connect(url, api_key) as client:
+        info = client.optimizers.get(name)
+    if json:
+        print_json(info)
+        return
+    _print_facts(info)
+    typer.echo()
+    print_table(
+        ("version", "aliases", "sha256", "created", "metrics"),
+        (
+            (
+                version.version,
+                ", ".join(alias.alias for alias in info.aliases if alias.version == version.version),
+                version.sha256[:12],
+                version.created_at,
+                ", ".join(f"{name}={value}" for name, value in version.metrics.items()),
+            )
+            for version in info.versions
+        ),
+    )
+
+
+@app.command()
+def promote(reference: Reference, url: Url = None, api_key: ApiKey = None) -> None:
+    """Make a version the champion: what the bare NAME means from now on. Sessions keep the version they have."""
+    with connect(url, api_key) as client:
+        name, version = _resolve(client, reference)
+        client.optimizers.promote(name, version)
+    typer.echo(f"{name}@{version} is now the champion of {name}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights as safetensors, with `architecture` in the metadata.")],
+    name: Annotated[str | None, typer.Option(help="The optimizer; else the name in the file's metadata.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Make a weights file the next version of an optimizer."""
+    weights = file.read_bytes()
+    name = name or _name_in(file, weights)
+    with connect(url, api_key) as client:
+        version = client.optimizers.import_weights(name, weights)
+    typer.echo(f"{file} is now {name}@{version.version}")
+
+
+@app.command("export")
+def export(
+    reference: Reference,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; else NAME-VERSION.safetensors.")
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Write a version's weights to a safetensors file."""
+    with connect(url, api_key) as client:
+        name, version = _resolve(client, reference)
+        weights = client.optimizers.weights(name, version)
+    target = output or Path(f"{name}-{version}.safetensors")
+    target.write_bytes(weights)
+    typer.echo(f"{name}@{version} is written to {target}")
+
+
+def _print_facts(info: OptimizerInfo) -> None:
+    typer.echo(f"{info.name} ({info.kind}){': ' if info.description else ''}{info.description}")
+    facts = {
+        "uses": ", ".join(info.uses),
+        "needs": ", ".join(info.needs),
+        "hyperparameters": ", ".join(f"{name}={value}" for name, value in info.hyperparameters.items()),
+    }
+    for name, value in facts.items():
+        if value:
+            typer.echo(f"  {name}: {value}")
+
+
+def _resolve(client: Client, reference: str) -> tuple[str, int]:
+    """The optimizer's name and the version's number that a reference means now."""
+    name, _, selector = reference.partition("@")
+    if selector.isdecimal():
+        return name, int(selector)
+    info = client.optimizers.get(name)
+    aliases = {alias.alias: alias.version for alias in info.aliases}
+    if not selector:
+        return name, aliases.get(CHAMPION, info.latest)
+    if selector not in aliases:
+        raise fail(f"{name} has no alias {selector!r}; it has {', '.join(sorted(aliases)) or 'none'}")
+    return name, aliases[selector]
+
+
+def _name_in(file: Path, weights: bytes) -> str:
+    try:
+        _, metadata = tensors.decode(weights)
+    except ValueError as error:
+        raise fail(f"{file} is {error}") from error
+    if "optimizer" not in metadata:
+        raise fail(f"the metadata of {file} names no optimizer; give it a name with --name")
+    return metadata["optimizer"]

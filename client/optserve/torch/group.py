@@ -1,0 +1,85 @@
+"""One parameter group's session on the server."""
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optserve.client import Client
+from optserve.errors import OptimizerNotFound, StepConflict, VersionNotFound
+from optserve.session import Session
+from optserve.torch import state
+from optserve.torch.gradients import Gathered
+
+
+class Version(NamedTuple):
+    """An optimizer version as a parameter group carries it. The sha256 means the same on every server."""
+
+    optimizer: str
+    version: int
+    sha256: str
+
+
+class GroupSession:
+    """A session and the parameters whose hidden state it holds."""
+
+    def __init__(self, session: Session, parameters: Sequence[Tensor]) -> None:
+        self._session = session
+        self._hyperparameters = dict(session.info.hyperparameters)
+        self.parameters = list(parameters)
+
+    def step(self, gathered: Gathered, hyperparameters: dict[str, Any], loss: float | None) -> Tensor:
+        """g_t for the gathered gradients, [n], float32, on the CPU. Hyperparameters that have moved are sent first."""
+        moved = {name: value for name, value in hyperparameters.items() if value != self._hyperparameters[name]}
+        if moved:
+            self._session.update(hyperparameters=moved)
+            self._hyperparameters.update(moved)
+        try:
+            updates = self._session.step_flat(gathered.flat.numpy(), loss, gathered.skip)
+        except StepConflict:
+            self._session.refresh()  # the server took a step whose reply was lost for good: the next one can go on
+            raise
+        return torch.from_numpy(updates)
+
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Each parameter's part of h_t, as PyTorch keeps it."""
+        parts = state.split(self._session.state(), self._sizes())
+        return dict(zip(self.parameters, parts, strict=True))
+
+    def put_state(self, kept: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        """Put the hidden states that a state_dict has brought into the session, which holds them from now on."""
+        parts = [kept.get(parameter, {}) for parameter in self.parameters]
+        if any("hidden_state" in part for part in parts):
+            self._session.load_state(state.join(self._session.state(), self._sizes(), parts))
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                kept[parameter] = {name: value for name, value in part.items() if name != "hidden_state"}
+
+    def close(self) -> None:
+        """Delete the session."""
+        self._session.close()
+
+    def _sizes(self) -> list[int]:
+        return [parameter.numel() for parameter in self.parameters]
+
+
+def find(client: Client, version: Version) -> str:
+    """The reference of a version on this server, which may have numbered it otherwise than the one it comes from.
+
+    Raises:
+        OptimizerNotFound: the server has no optimizer of that name.
+        VersionNotFound: it has, but not this version.
+    """
+    name = version.optimizer
+    mend = (
+        f"take its weights from the server it comes from with `optserve optimizers export {name}@{version.version}`, "
+        f"and give them to {client.url} with `optserve optimizers import`"
+    )
+    try:
+        known = client.optimizers.get(name).versions
+    except OptimizerNotFound as error:
+        raise OptimizerNotFound(f"{client.url} has no optimizer {name!r}; {mend}") from error
+    for candidate in known:
+        if candidate.sha256 == version.sha256:
+            return f"{name}@{candidate.version}"
+    raise VersionNotFound(f"{client.url} has no version of {name!r} with the sha256 {version.sha256}; {mend}")

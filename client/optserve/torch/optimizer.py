@@ -1,0 +1,291 @@
+"""A `torch.optim.Optimizer` whose updates come from a server.
+
+    optimizer = RemoteOptimizer(model.parameters(), "lstm", "http://127.0.0.1:8000")
+    loss.backward(); optimizer.step(); optimizer.zero_grad()
+
+Each parameter group is one session, opened at the group's first step. θ stays here: what a hand-designed optimizer does
+to θ itself, the learning rate and the weight decay, is done here exactly as `torch.optim` does it, and the server is
+asked for updates of lr 1 without decay.
+"""
+
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from optserve.client import Client
+from optserve.torch.gradients import Gathered, apply, flatten, gather, not_finite, number
+from optserve.torch.group import GroupSession, Version, find
+from optserve.wire.bodies import OptimizerInfo
+
+_ON_NONFINITE = ("raise", "skip")
+_OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
+_DONE_HERE = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
+"""Hyperparameters that are seen to here, and what the server is told in their place."""
+_DECOUPLED = "adamw"
+"""The kind of optimizer whose weight decay shrinks θ itself; all others' is added to the gradient."""
+
+
+class RemoteOptimizer(Optimizer):
+    """Steps the parameters with the updates of an optimizer that runs on a server.
+
+    Args:
+        params: as for every PyTorch optimizer: tensors, named tensors, or groups.
+        optimizer: NAME, NAME@7 or NAME@ALIAS; None for the server's default optimizer.
+        client: a `Client`, a server's URL, or None for OPTSERVE_URL.
+        horizon: how many steps the loop plans, where it knows; optimizers that schedule use it.
+        label: names the sessions for people.
+        on_nonfinite: at a NaN or an infinity among the gradients, `raise` GradientsInvalid or `skip` the step.
+        **hyperparameters: `lr`, which multiplies every update (1 for a learned optimizer, PyTorch's default for a
+            hand-designed one), and the hand-designed ones' own, with PyTorch's names and defaults.
+
+    Raises:
+        OptimizerNotFound: no optimizer of that name.
+        HyperparametersInvalid: an unknown hyperparameter, or a value out of its range.
+        ConnectionFailed: no server answers.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        optimizer: str | None = None,
+        client: Client | str | None = None,
+        *,
+        horizon: int | None = None,
+        label: str = "",
+        on_nonfinite: str = "raise",
+        **hyperparameters: Any,
+    ) -> None:
+        if on_nonfinite not in _ON_NONFINITE:
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}, but must be 'raise' or 'skip'")
+        for name in _OF_TORCH:
+            if name in hyperparameters:
+                raise TypeError(f"{name!r} says how torch computes a step, but the server computes it; leave it out")
+        self._client = client if isinstance(client, Client) else Client(client)
+        self._plan: dict[str, Any] = {"horizon": horizon, "label": label}
+        self._on_nonfinite = on_nonfinite
+        self._sessions: dict[Tensor, GroupSession] = {}  # by the first parameter they step
+        self._infos: dict[str, OptimizerInfo] = {}
+        version = self._try_out(optimizer, hyperparameters)
+        defaults = {"lr": 1.0, **self._info(version.optimizer).hyperparameters, **hyperparameters}
+        super().__init__(params, {**{k: _as_torch(v) for k, v in defaults.items()}, **version._asdict()})
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: SupportsFloat | None = None) -> Any:
+        """Send the gradients of every group, and add lr · g_t to the parameters.
+
+        Args:
+            closure: computes the loss and the gradients anew.
+            loss: L(θ_t), a number or a 0-d tensor, for the optimizers that use it; else what the closure returns.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            GradientsInvalid: a gradient is sparse or not finite; nothing has changed.
+            ConnectionFailed: the server does not answer; groups before the one it failed at have been stepped.
+        """
+        result = None
+        if closure is not None:
+            if not callable(closure):
+                raise TypeError(f"step takes a closure, not a {torch.typename(closure)}; pass a loss as step(loss=…)")
+            with torch.enable_grad():
+                result = closure()
+        observed = number(result if loss is None else loss)
+        gathered = [self._gather(group) for group in self.param_groups]
+        if self._all_finite(gathered):
+            for group, work in zip(self.param_groups, gathered, strict=True):
+                if work is not None:
+                    self._step_group(group, work, observed)
+        return result
+
+    def _gather(self, group: dict[str, Any]) -> Gathered | None:
+        gathered = gather(*_served(group))
+        if gathered is None:
+            return None
+        if group.get("maximize"):
+            gathered.flat.neg_()
+        if group.get("weight_decay") and not self._is_decoupled(group):
+            gathered.flat.add_(flatten(gathered.parameters), alpha=float(group["weight_decay"]))
+        return gathered
+
+    def _all_finite(self, gathered: list[Gathered | None]) -> bool:
+        for error in (not_finite(work) for work in gathered if work is not None):
+            if error is not None and self._on_nonfinite == "raise":
+                raise error
+            if error is not None:
+                return False
+        return True
+
+    def _step_group(self, group: dict[str, Any], gathered: Gathered, loss: float | None) -> None:
+        updates = self._session(group).step(gathered, self._for_server(group), loss)
+        lr = float(group["lr"])
+        apply(updates, gathered, lr, decay=lr * float(group["weight_decay"]) if self._is_decoupled(group) else 0.0)
+        for parameter in gathered.parameters:
+            self.state[parameter]["step"] = self.state[parameter]["step"] + 1
+
+    # --- groups and their sessions ------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, with hyperparameters of its own if it has any. Its session is opened at its first step.
+
+        Raises:
+            TypeError: a parameter is complex.
+            HyperparametersInvalid: one of the group's own hyperparameters is out of its range.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _check(self, group: dict[str, Any]) -> None:
+        for parameter, name in zip(*_served(group), strict=True):
+            if not parameter.is_floating_point():
+                mend = "; give its torch.view_as_real instead" if parameter.is_complex() else ""
+                raise TypeError(f"parameter {name!r} is {parameter.dtype}, but must be real floating point{mend}")
+        if not 0 <= float(group["lr"]) < float("inf"):
+            raise ValueError(f"lr is {float(group['lr'])}, but must be a finite number of at least 0")
+        known = self._info(group["optimizer"]).hyperparameters
+        own = {name: group[name] for name in known if number(group[name]) != number(self.defaults[name])}
+        if own.keys() - {"lr"}:
+            self._try_out(f"{group['optimizer']}@{group['version']}", {name: group[name] for name in known})
+
+    def _try_out(self, reference: str | None, hyperparameters: dict[str, Any]) -> Version:
+        """Let the server check the reference and the hyperparameters, on a session that is closed at once."""
+        values = {name: number(value) for name, value in hyperparameters.items() if name != "lr"}
+        with self._client.sessions.create(reference, {"tried": (1,)}, hyperparameters=values) as session:
+            return Version(session.optimizer.name, session.optimizer.version, session.optimizer.sha256)
+
+    def _session(self, group: dict[str, Any]) -> GroupSession:
+        parameters, names = _served(group)
+        session = self._sessions.get(parameters[0])
+        if session is None:
+            session = self._open(group, parameters, names)
+        elif not _same(session.parameters, parameters):
+            raise RuntimeError("a group's parameters have changed since its first step; add others by add_param_group")
+        return session
+
+    def _open(self, group: dict[str, Any], parameters: list[Tensor], names: list[str]) -> GroupSession:
+        reference = find(self._client, Version(group["optimizer"], group["version"], group["sha256"]))
+        shapes = {name: tuple(parameter.shape) for name, parameter in zip(names, parameters, strict=True)}
+        hyperparameters = self._for_server(group)
+        opened = self._client.sessions.create(reference, shapes, hyperparameters=hyperparameters, **self._plan)
+        session = GroupSession(opened, parameters)
+        session.put_state(self.state)
+        for parameter in parameters:
+            self.state[parameter].setdefault("step", torch.tensor(0.0))
+        self._sessions[parameters[0]] = session
+        return session
+
+    def _for_server(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group's hyperparameters, without what is done here."""
+        known = self._info(group["optimizer"]).hyperparameters
+        return {name: _DONE_HERE[name] if name in _DONE_HERE else number(group[name]) for name in known}
+
+    def _is_decoupled(self, group: dict[str, Any]) -> bool:
+        return self._info(group["optimizer"]).kind == _DECOUPLED
+
+    def _info(self, name: str) -> OptimizerInfo:
+        if name not in self._infos:
+            self._infos[name] = self._client.optimizers.get(name)
+        return self._infos[name]
+
+    def close(self) -> None:
+        """Delete the sessions on the server, and with them the hidden state; `state_dict()` saves it before."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> StateDict:
+        """PyTorch's state_dict; `hidden_state` [features, numel], float32, is each parameter's part of h_t.
+
+        The groups name the optimizer version, and neither server nor session: it can be loaded anywhere.
+        """
+        fetched = self._fetched()
+        held = {parameter: self.state[parameter] for parameter in fetched}
+        self.state.update(fetched)
+        try:
+            return super().state_dict()
+        finally:
+            self.state.update(held)
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Go on from a state_dict, of this server or another: new sessions of the same versions are given its h_t.
+
+        Raises:
+            ValueError: it is of other groups, or of an optimizer that is no RemoteOptimizer.
+            VersionNotFound: this server has not the version it was made with.
+        """
+        handle = self.register_load_state_dict_pre_hook(_guard)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self.close()
+        for group in self.param_groups:
+            if any("hidden_state" in self.state.get(parameter, {}) for parameter in group["params"]):
+                self._session(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: h_t travels with it, the client is opened again, hooks stay behind."""
+        state = super().__getstate__()
+        plan = {"_client": self._client, "_plan": self._plan, "_on_nonfinite": self._on_nonfinite}
+        return {**state, "state": self.state | self._fetched(), **plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a copy, a pickle, or what `load_state_dict` has made of a state_dict."""
+        for part in state["state"].values():
+            if isinstance(part, dict) and isinstance(part.get("hidden_state"), _Guarded):
+                part["hidden_state"] = part["hidden_state"].tensor
+        self.__dict__.setdefault("_sessions", {})
+        self.__dict__.setdefault("_infos", {})
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in self.defaults.keys() - set(_OF_TORCH):
+                group.setdefault(name, self.defaults[name])
+
+    def _fetched(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of every parameter whose hidden state is on the server, with it."""
+        parts = [part for session in self._sessions.values() for part in session.state().items()]
+        return {parameter: {**self.state[parameter], **part} for parameter, part in parts}
+
+
+class _Guarded:
+    """A tensor that PyTorch must not convert to its parameter's dtype while it loads a state_dict."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
+    parts = {index: part for index, part in state_dict["state"].items() if isinstance(part, dict)}
+    for index, part in parts.items():
+        if "hidden_state" not in part:
+            raise ValueError(
+                f"the state of parameter {index} has no 'hidden_state': the state_dict is not a RemoteOptimizer's"
+            )
+        parts[index] = {**part, "hidden_state": _Guarded(part["hidden_state"])}
+    return {**state_dict, "state": state_dict["state"] | parts}
+
+
+def _served(group: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
+    """The group's parameters without the empty ones, and what they are called: by name, else by their place."""
+    names = group.get("param_names") or map(str, range(len(group["params"])))
+    served = [(p, name) for p, name in zip(group["params"], names, strict=True) if p.numel()]
+    return [parameter for parameter, _ in served], [name for _, name in served]
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _as_torch(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
