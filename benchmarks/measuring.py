@@ -1,0 +1,93 @@
+"""How everything here is measured: two things in turn, A B A B …, and the ratio of their medians."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a benchmark: `subject` against `peer`, both in seconds (p50), and the most the ratio may be."""
+
+    name: str
+    subject: str
+    peer: str
+    subject_seconds: float
+    peer_seconds: float
+    at_most: float
+
+    @property
+    def ratio(self) -> float:
+        return self.subject_seconds / self.peer_seconds
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ratio <= self.at_most else "MISSED"
+        return (
+            f"{self.name:42} {self.ratio:5.2f} ×  (at most {self.at_most:g}) {verdict:7}"
+            f" {self.subject} {1000 * self.subject_seconds:.3f} ms, {self.peer} {1000 * self.peer_seconds:.3f} ms"
+        )
+
+
+def in_turn(
+    subject: Callable[[], object], peer: Callable[[], object], *, rounds: int, warm_up: int
+) -> tuple[float, float]:
+    """The p50 of both in seconds, called in turn so that a change of the machine's speed meets both alike."""
+    for _ in range(warm_up):
+        subject()
+        peer()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, taken in zip((subject, peer), times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def write(benchmark: str, figures: list[Figure]) -> None:
+    """Print the figures and keep them in results/BENCHMARK.json with what they were measured on."""
+    for figure in figures:
+        print(figure)
+    content = {
+        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "figures": [{**asdict(figure), "ratio": figure.ratio} for figure in figures],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{benchmark}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def echo_server(port: int) -> Iterator[str]:
+    """The peer: a FastAPI application under the same uvicorn that sends each body back."""
+    command = [sys.executable, str(Path(__file__).parent / "peers" / "echo.py"), str(port)]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}/echo"
+    try:
+        for _ in range(600):
+            try:
+                httpx.post(url, content=b"")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
