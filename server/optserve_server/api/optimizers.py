@@ -19,7 +19,8 @@ from optserve.wire.bodies import (
     VersionSummary,
 )
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
-from optserve_server.api.dependencies import Cursor, JsonRoute, Limit, UsesDatabase, UsesSettings, read_body
+from optserve_server.api.bodies import JsonRoute, read_body
+from optserve_server.api.dependencies import Cursor, Limit, UsesDatabase, UsesSettings
 from optserve_server.api.problems import Problem, responses
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
 from optserve_server.registry import aliases, optimizers, references, weight_files
@@ -29,6 +30,9 @@ from optserve_server.registry.optimizers import Entry
 from optserve_server.settings import Settings
 
 router = APIRouter(prefix="/optimizers", tags=["optimizers"], route_class=JsonRoute)
+
+MAX_WEIGHTS_BYTES = 256 << 20
+"""Of an imported file; each version is one value in the database."""
 
 ANONYMOUS = "anonymous"
 """Who moves an alias on a server that is open to everybody."""
@@ -145,7 +149,7 @@ async def import_version(
     file sent again is still the same version.
     """
     _require_weights(request)
-    data = await read_body(request, settings.max_body_bytes)
+    data = await read_body(request, min(settings.max_body_bytes, MAX_WEIGHTS_BYTES))
     info, created = await run_in_threadpool(_import, database, name, data)
     response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PREFIX}/optimizers/{name}/versions/{info.version}"

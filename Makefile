@@ -1,0 +1,56 @@
+# Everything runs in .venv, which is made with the first command that needs it and brought up to date whenever
+# pyproject.toml or constraints.txt change. A machine needs git, make and Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test serve bench lint format constraints venv clean
+
+help: ## Show this list
+	@echo "optserve: learned optimizers as a service. Begin with: make demo"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/server.stamp ## Train a digits classifier through HTTP, against tuned Adam and SGD
+	@$(BIN)/optserve demo
+
+serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000
+	@$(BIN)/optserve serve
+
+test: lint ## Run every check and every test
+	@$(BIN)/pytest
+
+bench: $(VENV)/dev.stamp ## Run every benchmark, into benchmarks/results/
+	@$(BIN)/python -m benchmarks
+
+lint: $(VENV)/dev.stamp ## Check style, types and the arrows between rooms
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: make format"; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports 2>&1) || { echo "$$report"; exit 1; }
+
+format: $(VENV)/dev.stamp ## Format the code, and mend what can be mended by itself
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+constraints: $(VENV)/dev.stamp ## Write the versions of all packages in .venv into constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton==)' | sed 's/+[a-z0-9.]*$$//' \
+		| LC_ALL=C sort -f > $(VENV)/constraints.new
+	@mv $(VENV)/constraints.new constraints.txt
+
+venv: $(VENV)/dev.stamp ## Make .venv, with everything that development needs
+
+clean: ## Remove .venv, caches and what commands wrote
+	@rm -rf $(VENV) dist demo/loss.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find client server tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# `server` and `dev` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.
+$(VENV)/%.stamp: pyproject.toml constraints.txt scripts/create-venv.sh
+	@sh scripts/create-venv.sh $(VENV)
+	@if nvidia-smi >/dev/null 2>&1; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
+		> $(VENV)/constraints.txt
+	@echo "Installing optserve[$*] into $(VENV); the first time takes some minutes."
+	@$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[$*]'
+	@touch $@
