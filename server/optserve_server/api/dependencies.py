@@ -1,0 +1,48 @@
+"""What the routes need of the application."""
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+
+from optserve_server.api.versions import VersionCache
+from optserve_server.registry.database import Database
+from optserve_server.sessions.store import SessionStore
+from optserve_server.settings import Settings
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _store(request: Request) -> SessionStore:
+    store: SessionStore = request.app.state.store
+    return store
+
+
+def _versions(request: Request) -> VersionCache:
+    versions: VersionCache = request.app.state.versions
+    return versions
+
+
+UsesSettings = Annotated[Settings, Depends(_settings)]
+UsesDatabase = Annotated[Database, Depends(_database)]
+UsesStore = Annotated[SessionStore, Depends(_store)]
+UsesVersions = Annotated[VersionCache, Depends(_versions)]
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many items a page has at most")]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any string of your own: the same key with the same body creates nothing twice",
+    ),
+]

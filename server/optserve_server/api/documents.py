@@ -1,0 +1,129 @@
+"""The OpenAPI of the routes that read and write more than JSON, and of the problems they all share."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP
+from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
+from optserve_server.api import problems
+
+_NUMBERS = (
+    "Every parameter flattened (row-major), one after another in declared order, without those in `skip`: "
+    "little-endian numbers of the session's dtype."
+)
+_BINARY = {"type": "string", "format": "binary"}
+_TENSORS = {**_BINARY, "description": "safetensors: a tensor for each parameter, of the session's dtype."}
+_NESTED = {
+    "type": "object",
+    "description": "Nested lists of numbers by parameter name, in the parameters' shapes.",
+    "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}]},
+}
+
+
+def path(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A path parameter."""
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": schema or {"type": "string"},
+    }
+
+
+SESSION_ID = path("session_id", "The session's `id`")
+
+
+def _body(key: str, **members: Any) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "required": [key],
+        "additionalProperties": False,
+        "properties": {key: _NESTED, **members},
+    }
+    content = {
+        OCTET_STREAM: {"schema": {**_BINARY, "description": _NUMBERS}},
+        SAFETENSORS: {"schema": _TENSORS},
+        JSON: {"schema": schema},
+    }
+    return {"required": True, "content": content}
+
+
+_STEP_REPLY = {
+    "description": "The updates g_t, in the form of the request",
+    "headers": {
+        HEADER_STEP: {"description": "The step taken", "schema": {"type": "integer"}},
+        HEADER_SERVER_TIMING: {
+            "description": "Milliseconds in the queue and of computation",
+            "schema": {"type": "string"},
+        },
+    },
+    "content": {
+        OCTET_STREAM: {"schema": {**_BINARY, "description": _NUMBERS}},
+        SAFETENSORS: {"schema": _TENSORS},
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["step", "updates"],
+                "properties": {"step": {"type": "integer"}, "updates": _NESTED},
+            }
+        },
+    },
+}
+
+STEP: dict[str, Any] = {
+    "parameters": [
+        SESSION_ID,
+        path("step", "The session's `next_step`", {"type": "integer", "minimum": 0}),
+        {
+            "name": "loss",
+            "in": "query",
+            "description": "The loss at θ_t, for the optimizers that use it",
+            "schema": {"type": "number"},
+        },
+        {
+            "name": "skip",
+            "in": "query",
+            "description": "A parameter without a gradient this time: left out, its hidden state stands still",
+            "schema": {"type": "array", "items": {"type": "string"}},
+            "style": "form",
+            "explode": True,
+        },
+    ],
+    "requestBody": _body("gradients", loss={"type": ["number", "null"]}),
+    "responses": {"200": _STEP_REPLY},
+}
+
+PUT_PARAMETERS: dict[str, Any] = {"parameters": [SESSION_ID], "requestBody": _body("parameters")}
+
+GET_STATE: dict[str, Any] = {
+    "parameters": [SESSION_ID],
+    "responses": {"200": {"description": "The state", "content": {SAFETENSORS: {"schema": _BINARY}}}},
+}
+
+PUT_STATE: dict[str, Any] = {
+    "parameters": [SESSION_ID],
+    "requestBody": {"required": True, "content": {SAFETENSORS: {"schema": _BINARY}}},
+}
+
+
+def install(app: FastAPI) -> None:
+    """Give `app` an OpenAPI document that knows the problems."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+                separate_input_output_schemas=False,
+            )
+            schema.setdefault("components", {}).setdefault("schemas", {})[problems.SCHEMA_NAME] = problems.SCHEMA
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

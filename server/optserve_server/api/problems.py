@@ -1,0 +1,149 @@
+"""Every error as `application/problem+json` (RFC 9457), those of the framework too."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any, cast
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from optserve.wire import problems
+from optserve.wire.problems import MEDIA_TYPE, ProblemType
+from optserve_server.registry.errors import RegistryError
+from optserve_server.sessions.errors import SessionError
+
+log = structlog.get_logger(__name__)
+
+SCHEMA_NAME = "Problem"
+SCHEMA: dict[str, Any] = {
+    "title": SCHEMA_NAME,
+    "description": "What went wrong, and how to mend it (RFC 9457). Some types have further members.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "additionalProperties": True,
+    "properties": {
+        "type": {"type": "string", "description": "Stable: `urn:optserve:problem:…`", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong here, and how to mend it."},
+        "errors": {
+            "type": "array",
+            "description": "Of `request-invalid`: each field that is wrong.",
+            "items": {
+                "type": "object",
+                "required": ["detail"],
+                "properties": {
+                    "detail": {"type": "string"},
+                    "pointer": {"type": "string", "description": "JSON pointer into the body"},
+                    "parameter": {"type": "string", "description": "Name of a query, path or header parameter"},
+                },
+            },
+        },
+        "next_step": {"type": "integer", "description": "Of `step-conflict`: the step to send."},
+        "parameter": {"type": "string", "description": "Of `gradients-invalid`: the parameter at fault."},
+        "index": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "Of `gradients-invalid`: the element of that parameter.",
+        },
+        "bytes_needed": {"type": "integer", "description": "Of `state-too-large`."},
+        "bytes_free": {"type": "integer", "description": "Of `state-too-large`."},
+        "error_id": {"type": "string", "description": "Of `internal-error`: find it in the server's log."},
+    },
+}
+
+_BY_STATUS = {
+    400: problems.MALFORMED_BODY,
+    404: problems.NOT_FOUND,
+    405: problems.METHOD_NOT_ALLOWED,
+    413: problems.BODY_TOO_LARGE,
+    415: problems.UNSUPPORTED_MEDIA_TYPE,
+}
+
+
+class Problem(HTTPException):
+    """A problem that the API itself finds; the rooms below raise their own errors.
+
+    It is the framework's exception, the only one that the framework lets through while it reads a body.
+    """
+
+    def __init__(self, problem: ProblemType, detail: str, **fields: Any) -> None:
+        super().__init__(problem.status, detail)
+        self.problem = problem
+        self.fields = fields
+
+
+def response(problem: ProblemType, detail: str, headers: Mapping[str, str] | None = None, **fields: Any) -> Response:
+    """The reply that tells a client of `problem`."""
+    body = {"type": problem.urn, "title": problem.title, "status": problem.status, "detail": detail, **fields}
+    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+
+
+def responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of a route that may answer with these problems (and with those that every route may)."""
+    by_status: dict[int, list[ProblemType]] = {}
+    for problem in (*types, problems.REQUEST_INVALID, problems.INTERNAL):
+        known = by_status.setdefault(problem.status, [])
+        if problem not in known:
+            known.append(problem)
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{SCHEMA_NAME}"}}}
+    return {
+        status: {"description": "; ".join(f"`{one.slug}`: {one.title}" for one in found), "content": content}
+        for status, found in sorted(by_status.items())
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every error with a problem."""
+    for known in (Problem, SessionError, RegistryError):
+        app.add_exception_handler(known, _known)
+    app.add_exception_handler(RequestValidationError, _request_invalid)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    known = cast(Problem | SessionError | RegistryError, error)
+    detail = known.detail if isinstance(known, Problem) else str(known)
+    return response(known.problem, detail, None, **known.fields)
+
+
+async def _request_invalid(request: Request, error: Exception) -> Response:
+    found = cast(RequestValidationError, error).errors()
+    if found and found[0]["type"] == "json_invalid":
+        reason = found[0].get("ctx", {}).get("error", "")
+        return response(problems.MALFORMED_BODY, f"The body is not JSON: {reason} at character {found[0]['loc'][-1]}.")
+    errors = [_field(one["loc"], one["msg"]) for one in found]
+    details = [f"{one.get('pointer') or one.get('parameter') or 'the request'}: {one['detail']}" for one in errors]
+    return response(problems.REQUEST_INVALID, "; ".join(details), errors=errors)
+
+
+def _field(location: tuple[str | int, ...], message: str) -> dict[str, str]:
+    place, *path = location
+    if place != "body":
+        return {"parameter": ".".join(map(str, path)), "detail": message}
+    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in path]
+    return {"pointer": "#" + "".join("/" + step for step in steps), "detail": message}
+
+
+async def _framework(request: Request, error: Exception) -> Response:
+    raised = cast(HTTPException, error)
+    problem = _BY_STATUS.get(raised.status_code, problems.INTERNAL)
+    detail = str(raised.detail)
+    if problem is problems.NOT_FOUND:
+        detail = f"There is nothing at {request.url.path}; /docs lists every address."
+    elif problem is problems.METHOD_NOT_ALLOWED:
+        allowed = (raised.headers or {}).get("Allow", "")
+        detail = f"{request.url.path} does not take {request.method}" + (f", but {allowed}." if allowed else ".")
+    return response(problem, detail, raised.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    error_id = secrets.token_hex(8)
+    log.error("unexpected error", error_id=error_id, method=request.method, path=request.url.path, exc_info=error)
+    detail = f"This is a fault of the server, not of the request. Its log has the details under {error_id}."
+    return response(problems.INTERNAL, detail, error_id=error_id)

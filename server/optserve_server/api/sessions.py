@@ -1,0 +1,137 @@
+"""Sessions: create, list, read, change, delete."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response, status
+
+from optserve.wire import API_PREFIX, problems
+from optserve.wire.bodies import OptimizerReference, Page, Parameter, SessionInfo, SessionPatch, SessionRequest
+from optserve.wire.gradients import STORAGE
+from optserve_server.api.bodies import JsonRoute
+from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesSettings, UsesStore, UsesVersions
+from optserve_server.api.problems import responses
+from optserve_server.sessions.errors import RequestInvalid, shown
+from optserve_server.sessions.layout import lay_out
+from optserve_server.sessions.plan import Plan
+from optserve_server.sessions.session import Session, rfc3339
+
+router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=JsonRoute)
+
+SessionId = Annotated[str, Path(description="The session's `id`")]
+
+
+@router.post(
+    "",
+    summary="Create a session",
+    status_code=status.HTTP_201_CREATED,
+    responses=responses(
+        problems.MALFORMED_BODY,
+        problems.OPTIMIZER_NOT_FOUND,
+        problems.VERSION_NOT_FOUND,
+        problems.ALIAS_NOT_FOUND,
+        problems.IDEMPOTENCY_CONFLICT,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.HYPERPARAMETERS_INVALID,
+        problems.STATE_TOO_LARGE,
+    ),
+)
+async def create_session(
+    body: SessionRequest,
+    response: Response,
+    store: UsesStore,
+    versions: UsesVersions,
+    settings: UsesSettings,
+    idempotency_key: IdempotencyKey = None,
+) -> SessionInfo:
+    """Start a training loop's hidden state at h_0 = 0, under an optimizer version that it keeps for ever."""
+    fingerprint = hashlib.sha256(json.dumps(asdict(body), sort_keys=True).encode()).hexdigest()
+    session = store.find_created(idempotency_key, fingerprint) if idempotency_key else None
+    if session is None:
+        plan = Plan(body.dtype, body.hyperparameters, body.horizon, body.label, body.ttl_seconds)
+        plan.check()
+        room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
+        layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
+        version = await versions.resolve(body.optimizer or settings.default_optimizer)
+        session = store.create(version, layout, plan, idempotency_key, fingerprint)
+    response.headers["Location"] = f"{API_PREFIX}/sessions/{session.id}"
+    return describe(session)
+
+
+@router.get("", summary="List the sessions", responses=responses())
+async def list_sessions(store: UsesStore, limit: Limit = 100, cursor: Cursor = None) -> Page[SessionInfo]:
+    """The sessions that live, in the order of their creation."""
+    number = _read_cursor(cursor)
+    found = store.after(number, limit + 1)
+    page = found[:limit]
+    return Page([describe(session) for session in page], str(page[-1].number) if len(found) > limit else None)
+
+
+@router.get(
+    "/{session_id}",
+    summary="Describe a session",
+    responses=responses(problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED),
+)
+async def get_session(session_id: SessionId, store: UsesStore) -> SessionInfo:
+    """One session as it is now."""
+    return describe(store.get(session_id))
+
+
+@router.patch(
+    "/{session_id}",
+    summary="Change a session",
+    responses=responses(
+        problems.MALFORMED_BODY,
+        problems.SESSION_NOT_FOUND,
+        problems.SESSION_EXPIRED,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.HYPERPARAMETERS_INVALID,
+    ),
+)
+async def update_session(session_id: SessionId, body: SessionPatch, store: UsesStore) -> SessionInfo:
+    """Change hyperparameters, the label or the time to live between two steps; all of it or nothing."""
+    session = store.get(session_id)
+    await store.run(session, lambda: session.update(body.hyperparameters, body.label, body.ttl_seconds))
+    return describe(session)
+
+
+@router.delete(
+    "/{session_id}",
+    summary="Delete a session",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED),
+)
+async def delete_session(session_id: SessionId, store: UsesStore) -> None:
+    """Delete a session with its hidden state and checkpoints."""
+    await store.delete(session_id)
+
+
+def describe(session: Session) -> SessionInfo:
+    """A session as JSON tells of it."""
+    version = session.version
+    return SessionInfo(
+        id=session.id,
+        optimizer=OptimizerReference(version.name, version.number, version.sha256),
+        next_step=session.next_step,
+        coordinates=session.layout.coordinates,
+        parameters=[Parameter(one.name, list(one.shape)) for one in session.layout.parameters],
+        dtype=session.dtype,
+        hyperparameters=session.hyperparameters,
+        horizon=session.horizon,
+        label=session.label,
+        ttl_seconds=session.ttl_seconds,
+        created_at=rfc3339(session.created_at),
+        expires_at=rfc3339(session.expires_at),
+    )
+
+
+def _read_cursor(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.isascii() and cursor.isdigit()):
+        raise RequestInvalid(f"{shown(cursor)} is no cursor of this list; send `next_cursor` as it came.")
+    return int(cursor)

@@ -1,0 +1,150 @@
+"""A session's hidden state: checkpoints, the whole state out and in, its digest, and the parameters θ beside it."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from optserve.wire import problems
+from optserve.wire.bodies import CheckpointInfo, Digest, Page, RestoreRequest, SessionInfo
+from optserve.wire.gradients import JSON, SAFETENSORS, STORAGE
+from optserve_server.api import documents, forms, json_form
+from optserve_server.api.bodies import JsonRoute, PlainRoute, read_body, receive
+from optserve_server.api.dependencies import Cursor, Limit, UsesStore
+from optserve_server.api.problems import Problem, responses
+from optserve_server.api.sessions import SessionId, describe
+from optserve_server.api.targets import Target
+from optserve_server.sessions import state
+from optserve_server.sessions.checkpoints import Checkpoint
+from optserve_server.sessions.errors import ParametersInvalid
+from optserve_server.sessions.session import Session, rfc3339
+from optserve_server.sessions.store import SessionStore
+
+router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=JsonRoute)
+plain_router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=PlainRoute)
+
+_GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED)
+_METADATA_BYTES = 16 << 20  # of a state's header, generously
+
+
+@router.put("/checkpoints/{name}", summary="Save a checkpoint", responses=responses(*_GONE, problems.STATE_TOO_LARGE))
+async def save_checkpoint(session_id: SessionId, name: str, store: UsesStore) -> CheckpointInfo:
+    """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
+    session = store.get(session_id)
+    return _checkpoint_info(await store.run(session, lambda: session.save(name)))
+
+
+@router.get("/checkpoints", summary="List the checkpoints", responses=responses(*_GONE))
+async def list_checkpoints(
+    session_id: SessionId, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
+) -> Page[CheckpointInfo]:
+    """The session's checkpoints, in the order of their names."""
+    found = sorted(store.get(session_id).checkpoints, key=lambda checkpoint: checkpoint.name)
+    rest = [checkpoint for checkpoint in found if checkpoint.name > (cursor or "")]
+    page = rest[:limit]
+    return Page([_checkpoint_info(one) for one in page], page[-1].name if len(rest) > limit else None)
+
+
+@router.post(
+    "/restore",
+    summary="Go back to a checkpoint",
+    responses=responses(
+        problems.MALFORMED_BODY,
+        *_GONE,
+        problems.CHECKPOINT_NOT_FOUND,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.STATE_TOO_LARGE,
+    ),
+)
+async def restore_checkpoint(session_id: SessionId, body: RestoreRequest, store: UsesStore) -> SessionInfo:
+    """Go back to a checkpoint; `next_step` goes back too."""
+    session = store.get(session_id)
+    await store.run(session, lambda: session.restore(body.checkpoint))
+    return describe(session)
+
+
+@router.get("/digest", summary="Digest of the hidden state", responses=responses(*_GONE))
+async def get_digest(session_id: SessionId, store: UsesStore) -> Digest:
+    """The SHA-256 of what `GET …/state` answers: equal digests prove equal hidden states."""
+    session = store.get(session_id)
+    return await store.run(session, lambda: Digest(session.next_step, state.digest(session)))
+
+
+@plain_router.get(
+    "/state", summary="Download the hidden state", openapi_extra=documents.GET_STATE, responses=responses(*_GONE)
+)
+async def get_state(request: Request) -> Response:
+    """The whole of h_t as a safetensors file; equal states give equal bytes."""
+    store, session = _session(request)
+    return Response(await store.run(session, lambda: state.encode(session)), media_type=SAFETENSORS)
+
+
+@plain_router.put(
+    "/state",
+    summary="Upload a hidden state",
+    openapi_extra=documents.PUT_STATE,
+    response_model=SessionInfo,
+    responses=responses(
+        problems.MALFORMED_BODY,
+        *_GONE,
+        problems.STATE_MISMATCH,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.STATE_TOO_LARGE,
+    ),
+)
+async def put_state(request: Request) -> Response:
+    """Go on from a state that `GET …/state` gave, of the same optimizer version and the same parameters."""
+    store, session = _session(request)
+    if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
+        raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
+    layout = session.layout
+    numbers = layout.coordinates * (session.arena.features + 1) + 2 * len(layout.parameters)
+    data = await read_body(request, numbers * 4 + _METADATA_BYTES)
+    await store.run(session, lambda: state.decode(session, data))
+    return _json(session)
+
+
+@plain_router.put(
+    "/parameters",
+    summary="Send the parameters θ",
+    status_code=204,
+    openapi_extra=documents.PUT_PARAMETERS,
+    responses=responses(
+        problems.MALFORMED_BODY,
+        *_GONE,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.STATE_TOO_LARGE,
+    ),
+)
+async def put_parameters(request: Request) -> Response:
+    """Give the optimizer θ, once; the server then follows θ_{t+1} = θ_t + g_t. Sent again, it starts from there."""
+    store, session = _session(request)
+    form = forms.media_type(request.headers.get("content-type", ""))
+    selection = session.layout.complete
+    bits = np.empty(selection.coordinates, STORAGE[session.dtype])
+    parse = await receive(request, form, Target("parameters", bits, selection, session.dtype, ParametersInvalid))
+
+    def work() -> None:
+        json_form.require_known(parse(), ())
+        session.put_parameters(bits)
+
+    await store.run(session, work)
+    return Response(status_code=204)
+
+
+def _session(request: Request) -> tuple[SessionStore, Session]:
+    store: SessionStore = request.app.state.store
+    return store, store.get(request.path_params["session_id"])
+
+
+def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
+    return CheckpointInfo(checkpoint.name, checkpoint.step, rfc3339(checkpoint.created_at))
+
+
+def _json(session: Session) -> Response:
+    return Response(json.dumps(asdict(describe(session))), media_type=JSON)

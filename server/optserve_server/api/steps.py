@@ -1,0 +1,110 @@
+"""`POST /sessions/{id}/steps/{step}`: gradients in, updates out. Nothing else is on this way."""
+
+import math
+import re
+from time import perf_counter
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP, problems
+from optserve_server.api import forms, json_form
+from optserve_server.api.bodies import PlainRoute, receive
+from optserve_server.api.documents import STEP
+from optserve_server.api.problems import responses
+from optserve_server.api.targets import Target
+from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid, nearest, shown
+from optserve_server.sessions.plan import MAX_STEPS
+from optserve_server.sessions.steps import StepGradients
+from optserve_server.sessions.store import SessionStore
+
+router = APIRouter(tags=["sessions"], route_class=PlainRoute)
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,16}")
+_QUERY = ("loss", "skip")
+
+
+@router.post(
+    "/sessions/{session_id}/steps/{step}",
+    summary="Send gradients, get updates",
+    openapi_extra=STEP,
+    responses=responses(
+        problems.MALFORMED_BODY,
+        problems.SESSION_NOT_FOUND,
+        problems.STEP_CONFLICT,
+        problems.SESSION_EXPIRED,
+        problems.BODY_TOO_LARGE,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.GRADIENTS_INVALID,
+        problems.PARAMETERS_NEEDED,
+    ),
+)
+async def take_step(request: Request) -> Response:
+    """One step of the inner loop: ∇_t in, g_t out, θ_{t+1} = θ_t + g_t.
+
+    `step` must be the session's `next_step`. The last step sent again with the same gradients gets the same reply.
+    """
+    store: SessionStore = request.app.state.store
+    session = store.get(request.path_params["session_id"])
+    number = _step_number(request.path_params["step"])
+    form = forms.media_type(request.headers.get("content-type", ""))
+    loss, skip = _read_query(request.scope["query_string"])
+    gradients = StepGradients(session.layout.select(skip), session.dtype, loss)
+    target = Target("gradients", gradients.bits, gradients.selection, session.dtype, GradientsInvalid)
+    parse = await receive(request, form, target)
+    arrived = perf_counter()
+
+    def work() -> tuple[bytes | memoryview, float, float]:
+        begun = perf_counter()
+        _take_loss(parse(), gradients)
+        updates = session.step(number, gradients)
+        body = forms.write(form, number, updates, gradients.selection, session.dtype)
+        return body, begun, perf_counter()
+
+    body, begun, done = await store.run(session, work)
+    timing = f"queue;dur={(begun - arrived) * 1e3:.3f}, compute;dur={(done - begun) * 1e3:.3f}"
+    return Response(body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
+
+
+def _step_number(text: str) -> int:
+    if not _WHOLE_NUMBER.fullmatch(text) or int(text) > MAX_STEPS:
+        raise RequestInvalid(f"{shown(text)} is no step: a step is a whole number from 0 on.")
+    return int(text)
+
+
+def _read_query(query: bytes) -> tuple[float | None, list[str]]:
+    if not query:
+        return None, []
+    loss: float | None = None
+    skip: list[str] = []
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name == "skip":
+            skip.append(value)
+        elif name == "loss":
+            loss = _finite_loss(value)
+        else:
+            raise RequestInvalid(
+                f"There is no query parameter {shown(name)}{nearest(name, _QUERY)}; a step takes `loss` and `skip`."
+            )
+    return loss, skip
+
+
+def _take_loss(rest: dict[str, Any], gradients: StepGradients) -> None:
+    json_form.require_known(rest, ("loss",))
+    if rest.get("loss") is not None:
+        loss = _finite_loss(rest["loss"])
+        if gradients.loss not in (None, loss):
+            raise RequestInvalid("`loss` is in the query and, with another value, in the body; send one.", "/loss")
+        gradients.loss = loss
+
+
+def _finite_loss(given: Any) -> float:
+    try:
+        loss = float(given) if isinstance(given, str | float) else math.nan
+    except ValueError:
+        loss = math.nan
+    if not math.isfinite(loss):
+        raise RequestInvalid(f"`loss` is {shown(given)}; it must be a finite number. Leave it out if there is none.")
+    return loss

@@ -1,0 +1,67 @@
+"""The application: its rooms opened at the start, closed at the end, and its routes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import APIRouter, FastAPI
+
+import optserve
+from optserve.wire import API_PREFIX
+from optserve_server.api import documents, health, optimizers, problems, sessions, states, steps, tasks
+from optserve_server.api.versions import VersionCache
+from optserve_server.registry.bundled import register_bundled
+from optserve_server.registry.database import Database
+from optserve_server.sessions.pages import StateMemory, default_state_memory
+from optserve_server.sessions.store import SessionStore
+from optserve_server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application of one server process. The database is migrated when it starts."""
+    app = FastAPI(
+        title="optserve",
+        version=optserve.__version__,
+        summary="Learned optimizers as a service",
+        description="Post gradients, get back updates from an optimizer that was itself learned.",
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    versioned = APIRouter(prefix=API_PREFIX)
+    for router in (sessions.router, states.router, states.plain_router, optimizers.router, tasks.router):
+        versioned.include_router(router)
+    app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step
+    app.include_router(versioned)
+    app.include_router(health.router)
+    problems.install(app)
+    documents.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    database = await asyncio.to_thread(_open_database, settings)
+    store = SessionStore(StateMemory(settings.state_memory or default_state_memory()))
+    app.state.database, app.state.store, app.state.versions = database, store, VersionCache(database)
+    store.start()
+    log.info("ready", database=settings.database, state_memory=store.memory.limit)
+    try:
+        yield
+    finally:
+        await store.close()
+        database.close()
+        log.info("stopped", sessions=len(store))
+
+
+def _open_database(settings: Settings) -> Database:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    database.upgrade()
+    register_bundled(database)
+    return database

@@ -1,0 +1,15 @@
+"""The server's commands, added to the command line `optserve`; what is heavy is imported when a command runs."""
+
+import typer
+
+from optserve_server.commands import db
+from optserve_server.commands.demo import demo
+from optserve_server.commands.metatrain import metatrain
+from optserve_server.commands.serve import serve
+
+
+def register(app: typer.Typer) -> None:
+    """Add the server's commands to `app`."""
+    for command in (serve, metatrain, demo):
+        app.command()(command)
+    app.add_typer(db.app)

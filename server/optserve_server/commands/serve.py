@@ -1,0 +1,158 @@
+"""`optserve serve`: the server."""
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from optserve_server.settings import Settings
+
+_BACKLOG = 2048  # connections that wait to be accepted
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen at.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 for any that is free.  [default: 8000]")] = None,
+    uds: Annotated[Path | None, typer.Option(help="A Unix socket to listen at instead.")] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(help="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.  [default: SQLite in the data]"),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data is kept.  [default: optserve-data]")] = None,
+    default_optimizer: Annotated[
+        str | None, typer.Option(help="What sessions get that name no optimizer.  [default: rnnprop]")
+    ] = None,
+    state_memory: Annotated[
+        str | None, typer.Option(help="The most memory for hidden states, as 8GiB.  [default: half of the machine's]")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Serve other machines although there are no API keys.")
+    ] = None,
+) -> None:
+    """Serve optimizers over HTTP.
+
+    Every option is also an environment variable, OPTSERVE_HOST and so on, and a line of an optserve.toml.
+    """
+    from optserve_server import logs
+    from optserve_server.commands.common import settings_from
+
+    settings = settings_from(
+        host=host,
+        port=port,
+        uds=uds,
+        database_url=database_url,
+        data_dir=data_dir,
+        default_optimizer=default_optimizer,
+        state_memory=state_memory,
+        insecure=insecure,
+    )
+    _refuse_strangers(settings)
+    listening = _listen(settings)
+    logs.configure()
+    server = _server(settings, listening)
+    server.run(sockets=[listening])
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _refuse_strangers(settings: "Settings") -> None:
+    if settings.insecure or settings.uds is not None or _is_loopback(settings.host):
+        return
+    raise typer.BadParameter(
+        f"there is no API key, so everybody who reaches {settings.host} could use this server; listen at 127.0.0.1 "
+        "or at a Unix socket (--uds), or say --insecure",
+        param_hint="--host",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(settings: "Settings") -> socket.socket:
+    where = str(settings.uds) if settings.uds else f"{settings.host}:{settings.port}"
+    try:
+        return _listen_at_path(settings.uds) if settings.uds else _listen_at_address(settings.host, settings.port)
+    except OSError as error:
+        hint = "" if settings.uds else "; choose another with --port, or --port 0 for any that is free"
+        typer.secho(f"error: cannot listen at {where}: {error.strerror or error}{hint}", err=True, fg="red")
+        raise typer.Exit(1) from error
+
+
+def _listen_at_address(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(address)
+    listening.listen(_BACKLOG)
+    return listening
+
+
+def _listen_at_path(path: Path) -> socket.socket:
+    if path.is_socket() and not _answers(path):
+        path.unlink()  # left behind by a server that is gone
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen(_BACKLOG)
+    return listening
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _server(settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
+    import uvicorn
+
+    from optserve_server.api.protocol import Protocol
+    from optserve_server.app import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _greet(settings, listening)
+
+    config = uvicorn.Config(
+        create_app(settings),
+        http=Protocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=10,
+    )
+    return Server(config)
+
+
+def _greet(settings: "Settings", listening: socket.socket) -> None:
+    import optserve
+    from optserve_server.optimizers.serving import KERNEL
+
+    if settings.uds is not None:
+        url, docs = f"unix://{settings.uds.absolute()}", "/docs on that socket"
+    else:
+        host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        docs = f"{url}/docs"
+    typer.echo(
+        f"optserve {optserve.__version__} serves at {url}\n"
+        f"  documentation      {docs}\n"
+        f"  default optimizer  {settings.default_optimizer}\n"
+        f"  kernel             {KERNEL}\n"
+        f"  data               {settings.data_dir.absolute()}\n"
+        "Stop it with Ctrl-C."
+    )

@@ -1,0 +1,174 @@
+"""What can go wrong with a session; each error knows the problem that the API answers with.
+
+SessionError
+├── SessionNotFound
+├── SessionExpired
+├── CheckpointNotFound
+├── StepConflict
+├── StateMismatch
+├── StateMalformed
+├── StateTooLarge
+├── IdempotencyConflict
+└── Invalid
+    ├── RequestInvalid
+    ├── ParametersInvalid
+    ├── GradientsInvalid
+    ├── HyperparametersInvalid
+    └── ParametersNeeded
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from optserve.wire import problems
+from optserve.wire.problems import ProblemType
+
+_SHOWN = 80  # characters of a name or a number that an error message repeats
+
+
+class SessionError(Exception):
+    """Base of the sessions' errors. The message says how to mend it; `fields` are further members of the problem."""
+
+    problem: ClassVar[ProblemType]
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class SessionNotFound(SessionError):
+    """No session has this id."""
+
+    problem = problems.SESSION_NOT_FOUND
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"There is no session {shown(session_id)}: it was deleted, or another server holds it. "
+            "Create one with POST /v1/sessions and, if you kept its state, PUT the state into it."
+        )
+
+
+class SessionExpired(SessionError):
+    """The session was not used for its `ttl_seconds`."""
+
+    problem = problems.SESSION_EXPIRED
+
+    def __init__(self, session_id: str, expired_at: str) -> None:
+        super().__init__(
+            f"Session {shown(session_id)} expired at {expired_at}, `ttl_seconds` after its last step. "
+            "Create another one with a longer `ttl_seconds`.",
+            expired_at=expired_at,
+        )
+
+
+class CheckpointNotFound(SessionError):
+    """The session has no checkpoint of that name."""
+
+    problem = problems.CHECKPOINT_NOT_FOUND
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        has = f"It has {', '.join(known[:20])}." if known else "It has none: PUT …/checkpoints/NAME saves one."
+        super().__init__(f"The session has no checkpoint {shown(name)}{nearest(name, known)}. {has}")
+
+
+class StepConflict(SessionError):
+    """Not the session's next step, nor its last one sent again unchanged."""
+
+    problem = problems.STEP_CONFLICT
+
+    def __init__(self, step: int, next_step: int) -> None:
+        if step == next_step - 1:
+            reason = f"Step {step} was taken with another request, or is no longer kept"
+        else:
+            reason = f"Step {shown(step)} is not next"
+        super().__init__(f"{reason}: send step {next_step}.", next_step=next_step)
+
+
+class StateMismatch(SessionError):
+    """A state of another optimizer version or of other parameters."""
+
+    problem = problems.STATE_MISMATCH
+
+
+class StateMalformed(SessionError):
+    """Bytes that are no session's state."""
+
+    problem = problems.MALFORMED_BODY
+
+
+class StateTooLarge(SessionError):
+    """The limit on the memory of all sessions would be passed."""
+
+    problem = problems.STATE_TOO_LARGE
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(
+            f"This needs {needed} bytes of hidden state and {free} are free. Delete sessions or checkpoints, "
+            "or give the server more with --state-memory.",
+            bytes_needed=needed,
+            bytes_free=free,
+        )
+
+
+class IdempotencyConflict(SessionError):
+    """The idempotency key came before, with another body."""
+
+    problem = problems.IDEMPOTENCY_CONFLICT
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The idempotency key {shown(key)} was used for a request with another body; take a new key for a new one."
+        )
+
+
+class Invalid(SessionError):
+    """Something in a request cannot be used."""
+
+
+class RequestInvalid(Invalid):
+    """A field of a request, at the JSON pointer `pointer`."""
+
+    problem = problems.REQUEST_INVALID
+
+    def __init__(self, message: str, pointer: str = "", **fields: Any) -> None:
+        if pointer:
+            fields["errors"] = [{"pointer": "#" + pointer, "detail": message}]
+        super().__init__(message, **fields)
+
+
+class ParametersInvalid(Invalid):
+    """The values of θ."""
+
+    problem = problems.REQUEST_INVALID
+
+
+class GradientsInvalid(Invalid):
+    """The gradients of a step."""
+
+    problem = problems.GRADIENTS_INVALID
+
+
+class HyperparametersInvalid(Invalid):
+    """The hyperparameters of a hand-designed optimizer."""
+
+    problem = problems.HYPERPARAMETERS_INVALID
+
+
+class ParametersNeeded(Invalid):
+    """The optimizer cannot step without θ."""
+
+    problem = problems.PARAMETERS_NEEDED
+
+
+def shown(value: object) -> str:
+    """A name or a number as an error message repeats it: quoted, and cut where it is very long."""
+    text = str(value)
+    short = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return repr(short) if isinstance(value, str) else short
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'encoder.weight'?` where a known name is close, else nothing."""
+    near = difflib.get_close_matches(name[:_SHOWN], list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,182 @@
+"""The whole state of a session as a safetensors file, out and in.
+
+`hidden_state` is `[features, coordinates]` float32, `clocks` is `[parameters]` int64 (the steps each parameter has
+taken), and `parameters` is θ, `[coordinates]` float32, where the session holds it. The metadata says whose state it is.
+Equal states give equal bytes, so the SHA-256 of the file is the state's digest.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optserve.wire import tensors
+from optserve_server.optimizers.serving import PAGE
+from optserve_server.sessions.errors import StateMalformed, StateMismatch, shown
+from optserve_server.sessions.plan import MAX_STEPS
+from optserve_server.sessions.session import Session
+
+FORMAT = "1"
+_DTYPES = {"F32": "<f4", "I64": "<i8"}
+_GROUP_PAGES = 1024  # pages moved at once
+
+
+def encode(session: Session) -> memoryview:
+    """The session's state as the bytes of a file, each number copied once."""
+    layout = session.layout
+    entries: dict[str, tuple[str, list[int]]] = {
+        "hidden_state": ("F32", [session.arena.features, layout.coordinates]),
+        "clocks": ("I64", [len(layout.parameters)]),
+    }
+    if session.theta is not None:
+        entries["parameters"] = ("F32", [layout.coordinates])
+    beginning, places = tensors.header(entries, _metadata(session))
+    file = np.empty(max(place.stop for place in places.values()), np.uint8)
+    file[: len(beginning)] = np.frombuffer(beginning, np.uint8)
+    hidden_state = _view(file, places["hidden_state"], "<f4").reshape(session.arena.features, layout.coordinates)
+    _read_pages(session, hidden_state)
+    _view(file, places["clocks"], "<i8")[:] = session.clocks
+    if session.theta is not None:
+        _view(file, places["parameters"], "<f4")[:] = session.theta.numpy().reshape(-1)[: layout.coordinates]
+    return file.data
+
+
+def digest(session: Session) -> str:
+    """The SHA-256 of the session's state, in hexadecimal."""
+    return hashlib.sha256(encode(session)).hexdigest()
+
+
+def decode(session: Session, data: bytes) -> None:
+    """Put a state into the session, which goes on from that state's step.
+
+    Raises:
+        StateMalformed: `data` is no session's state.
+        StateMismatch: it is the state of another optimizer version or of other parameters.
+        StateTooLarge: there is no room for the state's θ.
+    """
+    state = _parse(data)
+    _require_match(session, state)
+    theta = None if state.theta is None else _paged(session, state.theta)
+    session.hold_theta(theta)
+    _write_pages(session, state.hidden_state)
+    session.go_on_from(state.step, state.clocks)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    step: int
+    metadata: dict[str, str]
+    hidden_state: NDArray[np.float32]  # [features, coordinates]
+    clocks: NDArray[np.int64]  # [parameters]
+    theta: NDArray[np.float32] | None  # [coordinates]
+
+
+def _metadata(session: Session) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "step": str(session.next_step),
+        "optimizer": session.version.name,
+        "optimizer_version": str(session.version.number),
+        "optimizer_sha256": session.version.sha256,
+        "features": json.dumps(session.optimizer.features),
+        "parameters": json.dumps([{"name": one.name, "shape": one.shape} for one in session.layout.parameters]),
+    }
+
+
+def _parse(data: bytes) -> _State:
+    try:
+        places, metadata = tensors.index(data)
+    except ValueError as error:
+        raise StateMalformed(f"The body is no session's state: {error}.") from error
+    if metadata.get("format") != FORMAT:
+        raise StateMalformed(
+            f"The body is no session's state that this server reads: its metadata has the `format` "
+            f"{shown(metadata.get('format', 'none'))}, not {FORMAT!r}."
+        )
+    step = metadata.get("step", "")
+    if not (step.isascii() and step.isdigit() and len(step) <= 16 and int(step) <= MAX_STEPS):
+        raise StateMalformed(f"The `step` of the state's metadata is {shown(step)}, which is no step.")
+    return _State(
+        step=int(step),
+        metadata=metadata,
+        hidden_state=_array(data, places, "hidden_state", "F32", 2),
+        clocks=_array(data, places, "clocks", "I64", 1).copy(),
+        theta=_array(data, places, "parameters", "F32", 1) if "parameters" in places else None,
+    )
+
+
+def _array(data: bytes, places: dict[str, tensors.Entry], name: str, dtype: str, dimensions: int) -> NDArray[Any]:
+    place = places.get(name)
+    if place is None or place.dtype != dtype or len(place.shape) != dimensions:
+        raise StateMalformed(f"The state lacks the tensor `{name}`, of dtype {dtype} and with {dimensions} dimensions.")
+    numbers = np.frombuffer(data, np.uint8)[place.start : place.stop]
+    return numbers.view(_DTYPES[dtype]).reshape(place.shape)
+
+
+def _require_match(session: Session, state: _State) -> None:
+    expected = _metadata(session)
+    for key in ("optimizer_sha256", "features", "parameters"):
+        if state.metadata.get(key) != expected[key]:
+            raise StateMismatch(_difference(key, state.metadata, session), mismatch=key)
+    layout = session.layout
+    shapes = [state.hidden_state.shape, state.clocks.shape]
+    if shapes != [(session.arena.features, layout.coordinates), (len(layout.parameters),)]:
+        raise StateMalformed("The state's tensors have not the shapes that its metadata says.")
+    if state.theta is not None and state.theta.shape != (layout.coordinates,):
+        raise StateMalformed("The state's `parameters` have not the shape that its metadata says.")
+    if (state.clocks < 0).any() or (state.clocks > state.step).any():
+        raise StateMalformed("The state's `clocks` are not between 0 and its step.")
+
+
+def _difference(key: str, metadata: dict[str, str], session: Session) -> str:
+    if key == "optimizer_sha256":
+        theirs = f"{metadata.get('optimizer', '?')}@{metadata.get('optimizer_version', '?')}"
+        return (
+            f"The state is of {shown(theirs)} (sha256 {shown(metadata.get(key, '?'))}), but this session holds "
+            f"{session.version.name}@{session.version.number} (sha256 {session.version.sha256}). "
+            "Create a session with the state's version."
+        )
+    if key == "features":
+        return (
+            f"The state is made of {shown(metadata.get(key, '?'))}, but this session's of "
+            f"{json.dumps(session.optimizer.features)}. Create the session with the state's hyperparameters."
+        )
+    return "The state is of other parameters; create a session with the same names and shapes in the same order."
+
+
+def _read_pages(session: Session, hidden_state: NDArray[np.float32]) -> None:
+    for rows, columns, numbers in _groups(session):
+        pages = session.arena.pages[numbers].transpose(0, 1).reshape(session.arena.features, rows * PAGE)
+        hidden_state[:, columns] = pages[:, : columns.stop - columns.start].numpy()
+
+
+def _write_pages(session: Session, hidden_state: NDArray[np.float32]) -> None:
+    for rows, columns, numbers in _groups(session):
+        pages = torch.zeros(session.arena.features, rows * PAGE)
+        pages.numpy()[:, : columns.stop - columns.start] = hidden_state[:, columns]
+        session.arena.pages[numbers] = pages.view(session.arena.features, rows, PAGE).transpose(0, 1)
+
+
+def _groups(session: Session) -> list[tuple[int, slice, Tensor]]:
+    """Groups of pages: how many, the coordinates they hold, their numbers."""
+    groups = []
+    for start in range(0, len(session.pages), _GROUP_PAGES):
+        numbers = session.pages[start : start + _GROUP_PAGES]
+        stop = min((start + len(numbers)) * PAGE, session.layout.coordinates)
+        groups.append((len(numbers), slice(start * PAGE, stop), numbers))
+    return groups
+
+
+def _paged(session: Session, values: NDArray[np.float32]) -> Tensor:
+    theta = torch.zeros(session.layout.pages * PAGE)
+    theta.numpy()[: session.layout.coordinates] = values
+    return theta.view(-1, PAGE)
+
+
+def _view(file: NDArray[np.uint8], place: tensors.Entry, dtype: str) -> NDArray[Any]:
+    return file[place.start : place.stop].view(dtype)

@@ -1,0 +1,84 @@
+"""What a server can be told: by command line options, `OPTSERVE_…` environment variables, or an `optserve.toml`."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+FILE = "optserve.toml"
+ENVIRONMENT_PREFIX = "OPTSERVE_"
+
+
+class SettingsInvalid(ValueError):
+    """A setting is unknown or has an unusable value; the message names it, and what comes near."""
+
+
+class Settings(BaseSettings):
+    """The settings of one server process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, toml_file=FILE, extra="forbid", use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """The address to listen at."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """The port to listen at; 0 for any that is free."""
+    uds: Path | None = None
+    """A Unix socket to listen at instead of an address."""
+    data_dir: Path = Path("optserve-data")
+    """Where the server keeps what is not in the database."""
+    database_url: str = ""
+    """`sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`; empty, an SQLite file in `data_dir`."""
+    default_optimizer: str = "rnnprop"
+    """What a session gets that names no optimizer."""
+    insecure: bool = False
+    """Serve other machines although there is no API key."""
+    state_memory: ByteSize | None = Field(default=None, ge=1 << 20)
+    """The most memory for hidden states, such as `8GiB`; absent, half of what the process may use."""
+    max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
+    """The longest body of a request."""
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'optserve.db'}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options go before environment variables, and these before the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(**options: Any) -> Settings:
+    """The settings, from these options (None: not given), the environment and the file.
+
+    Raises:
+        SettingsInvalid: names the setting.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsInvalid(
+            "; ".join(_explain(one["loc"], one["msg"], one["type"]) for one in error.errors())
+        ) from error
+    except ValueError as error:  # TOML that cannot be read
+        raise SettingsInvalid(f"{FILE}: {error}") from error
+
+
+def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    name = ".".join(map(str, location))
+    if kind != "extra_forbidden":
+        return f"setting {name!r}: {message}"
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
