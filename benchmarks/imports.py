@@ -1,4 +1,4 @@
-"""`import optserve`, which every training loop pays, against the bound of 0.2 s; a bare interpreter is measured beside it."""
+"""`import optserve`, which every training loop pays, against a bound of 0.2 s and a bare interpreter."""
 
 import subprocess
 import sys

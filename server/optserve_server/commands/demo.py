@@ -32,7 +32,7 @@ def demo(
         console.print(f"server at {url}, training through HTTP with [bold]{optimizer}[/bold]")
         task = bar.add_task("training", total=1 + 2 * len(LEARNING_RATES))
         learned = train(
-            f"{optimizer} (served, untuned)",
+            f"{optimizer}, untuned",
             lambda model: RemoteOptimizer(model.parameters(), optimizer, url),
             steps=steps,
             seeds=numbers,

@@ -9,14 +9,15 @@ from optserve_server.demo.training import LEARNING_RATES, Curve
 
 
 def table(learned: Curve, baselines: Sequence[Curve], *, seeds: int) -> Table:
-    """Final losses side by side, the best first line's optimizer untuned."""
+    """Losses on the way and at the end, the served optimizer first."""
     result = Table(
-        title=f"Loss on 797 digits, mean of {seeds} seeds; accuracy on 1,000 images the classifier has not seen",
-        caption=f"Adam and SGD: plain PyTorch, each at its best of {len(LEARNING_RATES)} learning rates.",
+        title=f"A digits classifier: training loss, mean of {seeds} seeds",
+        caption=f"Adam and SGD: plain PyTorch, each at its best of {len(LEARNING_RATES)} learning rates.\n"
+        "Accuracy: on 1,000 images that the classifier has not seen.",
     )
     steps = learned.losses.shape[1] - 1
     marks = [steps // 10, steps // 2, steps]
-    result.add_column("optimizer")
+    result.add_column("optimizer", no_wrap=True)
     for mark in marks:
         result.add_column(f"step {mark}", justify="right")
     result.add_column("accuracy", justify="right")

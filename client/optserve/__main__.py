@@ -1,0 +1,6 @@
+"""`python -m optserve`: the command line."""
+
+from optserve.cli import main
+
+if __name__ == "__main__":
+    main()
