@@ -1,9 +1,10 @@
 """Optimizers, their immutable versions, and the aliases that point at them."""
 
+import hashlib
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
@@ -20,13 +21,14 @@ from optserve.wire.bodies import (
 )
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
 from optserve_server.api.bodies import JsonRoute, read_body
-from optserve_server.api.dependencies import Cursor, Limit, UsesDatabase, UsesSettings
+from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, UsesSettings
 from optserve_server.api.problems import Problem, responses
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
 from optserve_server.registry import aliases, optimizers, references, weight_files
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import Version
 from optserve_server.registry.optimizers import Entry
+from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.settings import Settings
 
 router = APIRouter(prefix="/optimizers", tags=["optimizers"], route_class=JsonRoute)
@@ -41,10 +43,19 @@ Name = Annotated[str, Path(description="The optimizer's name")]
 Number = Annotated[int, Path(description="1, 2, 3, …")]
 AliasName = Annotated[str, Path(description="The alias; `latest` and `best` are the server's own")]
 
+
+async def _import_keys(request: Request) -> IdempotencyKeys:
+    state = request.app.state
+    if not hasattr(state, "import_keys"):
+        state.import_keys = IdempotencyKeys()
+    keys: IdempotencyKeys = state.import_keys
+    return keys
+
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-@router.get("", operation_id="list_optimizers", summary="List the optimizers", responses=responses())
+@router.get("", summary="List the optimizers", responses=responses())
 def list_optimizers(
     database: UsesDatabase, settings: UsesSettings, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[OptimizerSummary]:
@@ -59,7 +70,6 @@ def list_optimizers(
 
 @router.get(
     "/{name}",
-    operation_id="get_optimizer",
     summary="Describe an optimizer",
     responses=responses(problems.OPTIMIZER_NOT_FOUND),
 )
@@ -71,7 +81,6 @@ def get_optimizer(name: Name, database: UsesDatabase, settings: UsesSettings) ->
 
 @router.get(
     "/{name}/versions",
-    operation_id="list_versions",
     summary="List an optimizer's versions",
     responses=responses(problems.OPTIMIZER_NOT_FOUND),
 )
@@ -91,7 +100,6 @@ def list_versions(
 
 @router.get(
     "/{name}/versions/{number}",
-    operation_id="get_version",
     summary="Describe a version",
     responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.VERSION_NOT_FOUND),
 )
@@ -103,7 +111,6 @@ def get_version(name: Name, number: Number, database: UsesDatabase) -> VersionIn
 
 @router.get(
     "/{name}/versions/{number}/weights",
-    operation_id="download_weights",
     summary="Download a version's weights",
     response_class=Response,
     responses={
@@ -131,17 +138,28 @@ def download_weights(
 
 @router.post(
     "/{name}/versions",
-    operation_id="import_version",
     summary="Import a weights file",
     status_code=status.HTTP_201_CREATED,
     openapi_extra={"requestBody": {"required": True, "content": {SAFETENSORS: _BINARY, OCTET_STREAM: _BINARY}}},
     responses={
         200: {"description": "These very weights were a version already", "model": VersionInfo},
-        **responses(problems.BODY_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE, problems.WEIGHTS_INVALID),
+        **responses(
+            problems.MALFORMED_BODY,
+            problems.IDEMPOTENCY_CONFLICT,
+            problems.BODY_TOO_LARGE,
+            problems.UNSUPPORTED_MEDIA_TYPE,
+            problems.WEIGHTS_INVALID,
+        ),
     },
 )
 async def import_version(
-    name: Name, request: Request, response: Response, database: UsesDatabase, settings: UsesSettings
+    name: Name,
+    request: Request,
+    response: Response,
+    database: UsesDatabase,
+    settings: UsesSettings,
+    keys: Annotated[IdempotencyKeys, Depends(_import_keys)],
+    idempotency_key: IdempotencyKey = None,
 ) -> VersionInfo:
     """Make a safetensors file the optimizer's next version; an optimizer that is not there yet is created.
 
@@ -150,15 +168,18 @@ async def import_version(
     """
     _require_weights(request)
     data = await read_body(request, min(settings.max_body_bytes, MAX_WEIGHTS_BYTES))
+    fingerprint = hashlib.sha256(f"{name}\n".encode() + data).hexdigest()
+    replayed = idempotency_key is not None and keys.find(idempotency_key, fingerprint) is not None
     info, created = await run_in_threadpool(_import, database, name, data)
-    response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
+    if idempotency_key is not None:
+        keys.remember(idempotency_key, fingerprint, str(info.version))
+    response.status_code = status.HTTP_201_CREATED if created or replayed else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PREFIX}/optimizers/{name}/versions/{info.version}"
     return info
 
 
 @router.put(
     "/{name}/aliases/{alias}",
-    operation_id="set_alias",
     summary="Point an alias at a version",
     responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.VERSION_NOT_FOUND, problems.ALIAS_RESERVED),
 )
@@ -173,7 +194,6 @@ def set_alias(name: Name, alias: AliasName, body: AliasRequest, database: UsesDa
 
 @router.delete(
     "/{name}/aliases/{alias}",
-    operation_id="remove_alias",
     summary="Remove an alias",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.ALIAS_NOT_FOUND, problems.ALIAS_RESERVED),

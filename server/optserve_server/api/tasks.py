@@ -10,7 +10,7 @@ from optserve_server.tasks import FAMILIES, parameters_schema
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 
-@router.get("", operation_id="list_tasks", summary="List the task families", responses=responses())
+@router.get("", summary="List the task families", responses=responses())
 def list_tasks(limit: Limit = 100, cursor: Cursor = None) -> Page[TaskFamilyInfo]:
     """Every family of optimizees, what it is, and the JSON schema of its parameters, in the order of their names."""
     names = [name for name in sorted(FAMILIES) if name > (cursor or "")]

@@ -75,14 +75,10 @@ class Database:
         Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _BUSY_SECONDS
         with self._engine.connect() as connection:
-            while True:
-                try:
-                    connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
-                    return
-                except sqlite3.OperationalError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_WAL_RETRY_SECONDS)
+            while not _is_wal(connection):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.url.database} stays locked; stop the process that holds it")
+                time.sleep(_WAL_RETRY_SECONDS)
 
 
 def migration_config(connection: Connection) -> Config:
@@ -128,6 +124,16 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     # Python's sqlite3 would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
     dbapi_connection.isolation_level = None
     dbapi_connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _is_wal(connection: Connection) -> bool:
+    try:
+        connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _begin_sqlite(connection: Connection) -> None:

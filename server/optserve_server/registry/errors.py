@@ -8,6 +8,7 @@ RegistryError
 ├── AliasReserved
 ├── NameInvalid
 └── WeightsInvalid
+    └── WeightsMalformed
 """
 
 import difflib
@@ -41,7 +42,7 @@ class OptimizerNotFound(NotFound):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(
-            f"There is no optimizer {shown(name)}{nearest(name, known)}. GET /v1/optimizers lists all of them.",
+            f"There is no optimizer {shown(name)}{nearest(name, known)} GET /v1/optimizers lists all of them.",
             optimizer=name[:_SHOWN],
         )
 
@@ -67,7 +68,7 @@ class AliasNotFound(NotFound):
 
     def __init__(self, optimizer: str, alias: str, known: Sequence[str]) -> None:
         super().__init__(
-            f"{optimizer!r} has no alias {shown(alias)}{nearest(alias, known)}. It has {', '.join(known)}.",
+            f"{optimizer!r} has no alias {shown(alias)}{nearest(alias, known)} It has {', '.join(known)}.",
             optimizer=optimizer,
             aliases=list(known),
         )
@@ -96,12 +97,18 @@ class WeightsInvalid(RegistryError):
     problem = problems.WEIGHTS_INVALID
 
 
+class WeightsMalformed(WeightsInvalid):
+    """The file is no safetensors file at all."""
+
+    problem = problems.MALFORMED_BODY
+
+
 def shown(name: str) -> str:
     """A name as an error message repeats it: quoted, and cut where it is very long."""
     return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'lstm'?` where a known name is close, else nothing."""
+    """The end of a sentence: `; did you mean 'lstm'?` where a known name is close, else a full stop."""
     near = difflib.get_close_matches(name[:_SHOWN].lower(), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optserve.wire import tensors
 from optserve_server.optimizers import Optimizer, architecture, weights
-from optserve_server.registry.errors import WeightsInvalid
+from optserve_server.registry.errors import WeightsInvalid, WeightsMalformed
 
 _ENVIRONMENT = ("torch", "device", "optserve", "seed")
 """Keys of a file's metadata that say what produced it."""
@@ -34,9 +35,11 @@ def read(data: bytes) -> WeightsFile:
     """Parse the bytes of a safetensors file.
 
     Raises:
-        WeightsInvalid: not safetensors, an unknown architecture, tensors of other names, shapes or dtypes than the
+        WeightsMalformed: not safetensors, or cut off.
+        WeightsInvalid: an unknown architecture, tensors of other names, shapes or dtypes than the
             architecture's, numbers that are not finite, or metadata that is not JSON or not text.
     """
+    _require_safetensors(data)
     try:
         optimizer, phi, metadata = weights.decode(data)
         recipe, metrics = _json_object(metadata, "recipe"), _json_object(metadata, "metrics")
@@ -69,6 +72,13 @@ def require_learned(file: WeightsFile) -> None:
             f"{file.optimizer.kind!r} is designed by hand and built in, so there are no weights to import; "
             f"create sessions of {file.optimizer.kind!r} with `hyperparameters` instead."
         )
+
+
+def _require_safetensors(data: bytes) -> None:
+    try:
+        tensors.decode(data)
+    except (ValueError, TypeError, RecursionError) as error:  # the latter two from a header of odd JSON
+        raise WeightsMalformed(f"The file cannot be read: {error}.") from error
 
 
 def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
