@@ -43,7 +43,7 @@ constraints: $(VENV)/dev.stamp ## Write the versions of all packages in .venv in
 venv: $(VENV)/dev.stamp ## Make .venv, with everything that development needs
 
 clean: ## Remove .venv, caches and what commands wrote
-	@rm -rf $(VENV) dist demo/loss.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find client server tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `server` and `dev` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.
