@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,7 @@ class Connection:
         self.retries = Retries(options.retries, options.address.url)
         transport = httpx.HTTPTransport(uds=options.address.socket) if options.address.socket else None
         self._http = httpx.Client(transport=transport, **options.for_httpx())
+        weakref.finalize(self, self._http.close)  # for those who never close, as RemoteOptimizer's users
 
     def send(self, request: Request) -> Response:
         """Send once, after the request's delay.

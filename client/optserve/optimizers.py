@@ -2,7 +2,14 @@
 
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
 from optserve.resource import Resource, segment
-from optserve.wire.bodies import AliasInfo, AliasRequest, OptimizerInfo, OptimizerSummary, VersionInfo
+from optserve.wire.bodies import (
+    AliasInfo,
+    AliasRequest,
+    OptimizerInfo,
+    OptimizerSummary,
+    VersionInfo,
+    VersionSummary,
+)
 from optserve.wire.gradients import SAFETENSORS
 
 CHAMPION = "champion"
@@ -12,11 +19,6 @@ class SharedOptimizers(Resource):
     """The operations of `client.optimizers`."""
 
     @exchange
-    def list(self) -> Exchange[list[OptimizerSummary]]:
-        """Every optimizer of the server."""
-        return (yield from self._list(OptimizerSummary, "/optimizers"))
-
-    @exchange
     def get(self, name: str) -> Exchange[OptimizerInfo]:
         """One optimizer with its aliases, their history and its versions.
 
@@ -24,6 +26,15 @@ class SharedOptimizers(Resource):
             OptimizerNotFound: no optimizer of that name.
         """
         return (yield from self._get(OptimizerInfo, f"/optimizers/{segment(name)}"))
+
+    @exchange
+    def versions(self, name: str) -> Exchange[list[VersionSummary]]:
+        """Every version of an optimizer, the newest first.
+
+        Raises:
+            OptimizerNotFound: no optimizer of that name.
+        """
+        return (yield from self._list(VersionSummary, f"/optimizers/{segment(name)}/versions"))
 
     @exchange
     def version(self, name: str, version: int) -> Exchange[VersionInfo]:
@@ -51,7 +62,8 @@ class SharedOptimizers(Resource):
         """Make a safetensors file the next version of an optimizer, which comes to be if there is none of that name.
 
         Raises:
-            WeightsInvalid: not safetensors, no architecture in its metadata, or weights that do not fit it.
+            MalformedBody: not a safetensors file.
+            WeightsInvalid: no architecture in its metadata, or weights that do not fit it.
         """
         return (yield from self._create(VersionInfo, f"/optimizers/{segment(name)}/versions", weights, SAFETENSORS))
 
@@ -83,6 +95,11 @@ class SharedOptimizers(Resource):
             AliasReserved: the server keeps this alias itself.
         """
         yield from self._call("DELETE", _alias(name, alias))
+
+    @exchange
+    def list(self) -> Exchange[list[OptimizerSummary]]:
+        """Every optimizer of the server."""
+        return (yield from self._list(OptimizerSummary, "/optimizers"))
 
     def _set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:
         return (yield from self._send(AliasInfo, "PUT", _alias(name, alias), AliasRequest(version)))

@@ -33,9 +33,11 @@ def test_the_client_needs_neither_torch_nor_the_server():
     assert not [name for name in HEAVY if name in loaded]
 
 
-def test_importing_the_package_alone_is_next_to_nothing():
-    loaded = python("import sys; before = set(sys.modules); import optserve; print(*set(sys.modules) - before)").split()
-    assert not [name for name in ("numpy", "httpx", "rich", *HEAVY) if name in loaded]
+@pytest.mark.parametrize("module", ["optserve", "optserve.cli"])
+def test_importing_the_package_or_the_command_line_alone_is_next_to_nothing(module):
+    loaded = python(f"import sys; import {module}; print(*sys.modules)").split()
+    assert module in loaded
+    assert not [name for name in ("numpy", "httpx", *HEAVY) if name in loaded]
 
 
 @pytest.mark.parametrize(

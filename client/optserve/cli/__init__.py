@@ -45,14 +45,20 @@ def main() -> None:
         _fail(" ".join(str(error).split()))
 
 
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         import optserve
 
         typer.echo(optserve.__version__)
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What may stand before the command."""
 
 
 def _fail(message: str) -> NoReturn:

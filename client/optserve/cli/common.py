@@ -1,15 +1,17 @@
-"""What the client's commands share: how they find the server, and how they print."""
+"""What the client's commands share: how they find the server, and how they print.
+
+Whatever takes long to import is imported when a command runs, for `optserve --help` should not wait for it.
+"""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from optserve.client import Client
+if TYPE_CHECKING:
+    from optserve.client import Client
 
 RETRIES = 1  # a person is waiting, and can try again
 
@@ -26,8 +28,10 @@ ApiKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def connect(url: str | None, api_key: str | None) -> Client:
+def connect(url: str | None, api_key: str | None) -> "Client":
     """The client for one command."""
+    from optserve.client import Client
+
     return Client(url, api_key, retries=RETRIES)
 
 
@@ -38,11 +42,15 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; None is an empty cell."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console().print(table)
 
 

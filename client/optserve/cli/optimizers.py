@@ -1,16 +1,15 @@
 """`optserve optimizers`: list, show, promote, import, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, print_json, print_table
-from optserve.client import Client
-from optserve.optimizers import CHAMPION
-from optserve.wire import tensors
-from optserve.wire.bodies import OptimizerInfo
+
+if TYPE_CHECKING:
+    from optserve.client import Client
+    from optserve.wire.bodies import OptimizerInfo
 
 app = typer.Typer(
     name="optimizers",
@@ -32,7 +31,7 @@ def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
     print_table(
         ("name", "kind", "latest", "champion", "description"),
         (
-            (one.name + (" *" if one.default else ""), one.kind, one.latest, one.champion, escape(one.description))
+            (one.name + (" *" if one.default else ""), one.kind, one.latest, one.champion, one.description)
             for one in found
         ),
     )
@@ -110,7 +109,7 @@ def export(
     typer.echo(f"{name}@{version} is written to {target}")
 
 
-def _print_facts(info: OptimizerInfo) -> None:
+def _print_facts(info: "OptimizerInfo") -> None:
     typer.echo(f"{info.name} ({info.kind}){': ' if info.description else ''}{info.description}")
     facts = {
         "uses": ", ".join(info.uses),
@@ -122,8 +121,10 @@ def _print_facts(info: OptimizerInfo) -> None:
             typer.echo(f"  {name}: {value}")
 
 
-def _resolve(client: Client, reference: str) -> tuple[str, int]:
+def _resolve(client: "Client", reference: str) -> tuple[str, int]:
     """The optimizer's name and the version's number that a reference means now."""
+    from optserve.optimizers import CHAMPION
+
     name, _, selector = reference.partition("@")
     if selector.isdecimal():
         return name, int(selector)
@@ -137,6 +138,8 @@ def _resolve(client: Client, reference: str) -> tuple[str, int]:
 
 
 def _name_in(file: Path, weights: bytes) -> str:
+    from optserve.wire import tensors
+
     try:
         _, metadata = tensors.decode(weights)
     except ValueError as error:

@@ -1,7 +1,6 @@
 """`optserve tasks`: the task families."""
 
 import typer
-from rich.markup import escape
 
 from optserve.cli.common import ApiKey, AsJson, Url, connect, print_json, print_table
 
@@ -18,8 +17,5 @@ def tasks(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
         return
     print_table(
         ("family", "parameters", "description"),
-        (
-            (one.family, ", ".join(one.parameters_schema.get("properties", {})), escape(one.description))
-            for one in families
-        ),
+        ((one.family, ", ".join(one.parameters_schema.get("properties", {})), one.description) for one in families),
     )

@@ -76,7 +76,7 @@ def find(client: Client, version: Version) -> str:
         f"and give them to {client.url} with `optserve optimizers import`"
     )
     try:
-        known = client.optimizers.get(name).versions
+        known = client.optimizers.versions(name)
     except OptimizerNotFound as error:
         raise OptimizerNotFound(f"{client.url} has no optimizer {name!r}; {mend}") from error
     for candidate in known:

@@ -8,6 +8,7 @@ to θ itself, the learning rate and the weight decay, is done here exactly as `t
 asked for updates of lr 1 without decay.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from optserve.client import Client
+from optserve.errors import ProblemError, RequestInvalid
 from optserve.torch.gradients import Gathered, apply, flatten, gather, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
 from optserve.wire.bodies import OptimizerInfo
@@ -87,6 +89,7 @@ class RemoteOptimizer(Optimizer):
 
         Raises:
             GradientsInvalid: a gradient is sparse or not finite; nothing has changed.
+            RequestInvalid: the loss is not finite; nothing has changed.
             ConnectionFailed: the server does not answer; groups before the one it failed at have been stepped.
         """
         result = None
@@ -97,7 +100,7 @@ class RemoteOptimizer(Optimizer):
                 result = closure()
         observed = number(result if loss is None else loss)
         gathered = [self._gather(group) for group in self.param_groups]
-        if self._all_finite(gathered):
+        if self._usable(gathered, observed):
             for group, work in zip(self.param_groups, gathered, strict=True):
                 if work is not None:
                     self._step_group(group, work, observed)
@@ -113,13 +116,15 @@ class RemoteOptimizer(Optimizer):
             gathered.flat.add_(flatten(gathered.parameters), alpha=float(group["weight_decay"]))
         return gathered
 
-    def _all_finite(self, gathered: list[Gathered | None]) -> bool:
-        for error in (not_finite(work) for work in gathered if work is not None):
-            if error is not None and self._on_nonfinite == "raise":
-                raise error
-            if error is not None:
-                return False
-        return True
+    def _usable(self, gathered: list[Gathered | None], loss: float | None) -> bool:
+        """Whether every number is finite; looked at before any group is sent, so that all are stepped or none is."""
+        errors: list[ProblemError | None] = [not_finite(work) for work in gathered if work is not None]
+        if loss is not None and not math.isfinite(loss):
+            errors.append(RequestInvalid(f"the loss is {loss}; nothing was sent"))
+        found = next((error for error in errors if error is not None), None)
+        if found is not None and self._on_nonfinite == "raise":
+            raise found
+        return found is None
 
     def _step_group(self, group: dict[str, Any], gathered: Gathered, loss: float | None) -> None:
         updates = self._session(group).step(gathered, self._for_server(group), loss)

@@ -1,0 +1,94 @@
+"""A client of the running server, and a relay before it that loses connections on demand."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from optserve import Client
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Iterator[Client]:
+    """A client of the running server."""
+    with Client(server.url) as client:
+        yield client
+
+
+@pytest.fixture(params=["lstm", "adam"])
+def optimizer(request) -> str:
+    """A learned optimizer, and one designed by hand."""
+    return request.param
+
+
+class Relay:
+    """Passes bytes on between clients and the server; closes the connection instead of passing on a reply it loses."""
+
+    def __init__(self, listening: socket.socket, server_url: str) -> None:
+        self.lose = 0
+        self.lost = 0
+        self._listening = listening
+        self._server = (urlsplit(server_url).hostname, urlsplit(server_url).port)
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                downstream, _ = self._listening.accept()
+                upstream = socket.create_connection(self._server)
+                self._open += [downstream, upstream]
+                for source, target, loses in ((downstream, upstream, False), (upstream, downstream, True)):
+                    thread = threading.Thread(target=self._pass_on, args=(source, target, loses))
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, loses: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if loses and self.lose:
+                    self.lose -= 1
+                    self.lost += 1
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for end in (self._listening, *self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listening, *self._open):
+            end.close()
+
+
+@pytest.fixture
+def relay(server) -> Iterator[Relay]:
+    """A relay at a port of its own, `relay.url`."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    relay = Relay(listening, server.url)
+    relay.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def unix_relay(server, tmp_path) -> Iterator[Relay]:
+    """A relay at a Unix socket."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "s"))
+    listening.listen()
+    relay = Relay(listening, server.url)
+    relay.url = f"unix://{tmp_path / 's'}"
+    yield relay
+    relay.close()

@@ -1,0 +1,142 @@
+"""The command line against the running server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import optserve
+from optserve.cli import main
+from optserve.wire import tensors
+
+
+@pytest.fixture
+def run(server, tmp_path, monkeypatch, capsys):
+    """Runs `optserve …` in an empty directory: its exit code, and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"OPTSERVE_URL": server.url, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optserve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
+
+    return run
+
+
+def ok(result):
+    assert (result.code, result.stderr) == (0, "")
+    return result.stdout
+
+
+def failed(result):
+    assert (result.code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_the_installed_script():
+    script = Path(sys.executable).with_name("optserve")
+    assert subprocess.check_output([script, "--version"], text=True).strip() == optserve.__version__
+
+
+def test_help_teaches_the_commands(run):
+    text = ok(run("--help"))
+    for word in ("optimizers", "tasks", "serve", "OPTSERVE_URL"):
+        assert word in text
+    assert "NAME@ALIAS" in ok(run("optimizers", "promote", "--help"))
+
+
+def test_list(run, client):
+    text = ok(run("optimizers", "list"))
+    listed = json.loads(ok(run("optimizers", "list", "--json")))
+    assert [one["name"] for one in listed] == [one.name for one in client.optimizers.list()]
+    for one in listed:
+        assert one["name"] + (" *" if one["default"] else "") in text
+
+
+def test_show(run):
+    text = ok(run("optimizers", "show", "adam"))
+    shown = json.loads(ok(run("optimizers", "show", "adam", "--json")))
+    assert shown["hyperparameters"]["betas"] == [0.9, 0.999]
+    assert "betas=[0.9, 0.999]" in text
+    assert shown["versions"][0]["sha256"][:12] in text
+
+
+def test_tasks(run):
+    listed = json.loads(ok(run("tasks", "--json")))
+    text = ok(run("tasks"))
+    assert "digits-mlp" in text
+    assert "hidden_sizes" in text
+    assert {"digits-mlp", "quadratic"} <= {one["family"] for one in listed}
+
+
+def another_version(client, tmp_path, name):
+    """The weights of `lstm` with another comment, so that they are another version."""
+    arrays, metadata = tensors.decode(client.optimizers.weights("lstm", 1))
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(tensors.encode(arrays, {**metadata, "optimizer": name, "comment": name}))
+    return file
+
+
+def test_import_promote_and_export(run, client, tmp_path):
+    file = another_version(client, tmp_path, "imported")
+    assert "imported@1" in ok(run("optimizers", "import", str(file)))
+    assert "second@1" in ok(run("optimizers", "import", str(file), "--name", "second"))
+    assert "second@1 is now the champion" in ok(run("optimizers", "promote", "second@1"))
+    assert client.optimizers.get("second").champion == 1
+    for reference in ("second", "second@1", "second@champion", "second@latest"):
+        ok(run("optimizers", "export", reference))
+        assert (tmp_path / "second-1.safetensors").read_bytes() == file.read_bytes()
+        (tmp_path / "second-1.safetensors").unlink()
+    ok(run("optimizers", "export", "second", "-o", "here.safetensors"))
+    assert (tmp_path / "here.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("optimizers", "show", "adamm"), "did you mean 'adam'"),
+        (("optimizers", "promote", "adam@99"), "no version 99"),
+        (("optimizers", "export", "adam@nobody"), "no alias 'nobody'"),
+        (("optimizers", "import", "missing.safetensors"), "missing.safetensors"),
+        (("optimizers", "list", "--url", "127.0.0.1"), "write http://HOST:PORT"),
+        (("tasks", "--url", "http://127.0.0.1:9"), "optserve serve"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(run, arguments, words):
+    assert words in failed(run(*arguments))
+
+
+def test_a_file_that_is_no_weights_file(run, tmp_path):
+    (tmp_path / "text.safetensors").write_text("hello, this is no tensor")
+    assert "not a safetensors file" in failed(run("optimizers", "import", "text.safetensors"))
+    (tmp_path / "bare.safetensors").write_bytes(tensors.encode({}))
+    assert "--name" in failed(run("optimizers", "import", "bare.safetensors"))
+    assert "architecture" in failed(run("optimizers", "import", "bare.safetensors", "--name", "bare"))
+
+
+def test_optimizers_from_python(client):
+    """The rest of `client.optimizers`."""
+    weights = client.optimizers.weights("lstm", 1)
+    version = client.optimizers.import_weights("python", weights)
+    assert (version.optimizer, version.version) == ("python", 1)
+    assert client.optimizers.version("python", 1) == version
+    assert [one.sha256 for one in client.optimizers.versions("python")] == [version.sha256]
+    client.optimizers.set_alias("python", "mine", 1)
+    assert client.sessions.create("python@mine", {"w": (1,)}).optimizer.version == 1
+    client.optimizers.remove_alias("python", "mine")
+    with pytest.raises(optserve.errors.AliasNotFound):
+        client.optimizers.remove_alias("python", "mine")
+    with pytest.raises(optserve.errors.AliasReserved):
+        client.optimizers.set_alias("python", "latest", 1)
+    with pytest.raises(optserve.errors.MalformedBody):
+        client.optimizers.import_weights("python", b"hello")
+    with pytest.raises(optserve.errors.WeightsInvalid, match="architecture"):
+        client.optimizers.import_weights("python", tensors.encode({}))
