@@ -2,8 +2,12 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +23,21 @@ def client(server) -> Iterator[Client]:
     """A client of the running server."""
     with Client(server.url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def other_client(tmp_path_factory) -> Iterator[Client]:
+    """A client of another server, with a database of its own."""
+    directory = tmp_path_factory.mktemp("other")
+    command = [Path(sys.executable).with_name("optserve"), "serve", "--uds", "socket", "--data-dir", "data"]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (directory / "socket").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    with Client(f"unix://{directory / 'socket'}", retries=8) as client:
+        yield client
+    process.terminate()
+    process.wait()
 
 
 @pytest.fixture(params=["lstm", "adam"])

@@ -101,3 +101,4 @@ def test_a_delete_whose_reply_was_lost_has_worked_when_nothing_is_there_any_more
     assert play(delete, LOST, reply(404))[1].status == 204
     assert play(delete, REFUSED, reply(404))[1].status == 404
     assert play(delete, reply(404))[1].status == 404
+    assert play(GET, LOST, reply(404))[1].status == 404

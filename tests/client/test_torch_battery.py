@@ -10,7 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from optserve import Client, errors
 from optserve.torch import RemoteOptimizer
+from optserve.wire import tensors
 
 ROWS = [
     ("lstm", {}),
@@ -85,6 +87,28 @@ def test_a_second_optimizer_loaded_from_the_state_dict_goes_the_same_way_bit_for
     assert equal(optimizer.state_dict(), other.state_dict())
 
 
+def test_training_resumes_on_another_server_where_the_version_has_another_number(client, other_client):
+    arrays, metadata = tensors.decode(client.optimizers.weights("rnnprop", 1))
+    first, second = (tensors.encode(arrays, {**metadata, "comment": comment}) for comment in ("first", "second"))
+    client.optimizers.import_weights("moving", first)
+    client.optimizers.import_weights("moving", second)
+    some, others = parameters(), parameters()
+    optimizer = RemoteOptimizer(some, "moving@2", client)
+    other = RemoteOptimizer(others, "rnnprop", other_client)
+    take(optimizer, some, 3)
+    state_dict = through_a_file(optimizer.state_dict())
+    with pytest.raises(errors.OptimizerNotFound, match="optserve optimizers export moving@2"):
+        other.load_state_dict(state_dict)
+    other_client.optimizers.import_weights("moving", second)
+    other.load_state_dict(state_dict)
+    others[0].data.copy_(some[0])
+    others[1].data.copy_(some[1])
+    take(optimizer, some, 3)
+    take(other, others, 3)
+    assert all(map(torch.equal, some, others))
+    assert equal(other.state_dict()["state"], optimizer.state_dict()["state"])
+
+
 @every_optimizer
 def test_loading_into_an_optimizer_that_has_gone_another_way_forgets_that_way(make, name, options):
     some, others = parameters(), parameters()
@@ -151,8 +175,6 @@ def test_copies_and_pickles_take_the_hidden_state_along(make, name, options, cop
 
 
 def test_a_pickle_holds_no_key(server):
-    from optserve import Client
-
     optimizer = RemoteOptimizer(parameters(), "adam", Client(server.url, api_key="very-secret"))
     assert b"very-secret" not in pickle.dumps(optimizer)
 

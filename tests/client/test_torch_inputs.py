@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from optserve import Client, errors
+from optserve import AsyncClient, Client, errors
 from optserve.torch import RemoteOptimizer
 
 
@@ -87,6 +87,16 @@ def test_a_groups_own_hyperparameters_are_checked_and_a_bad_group_is_not_added(m
         with pytest.raises(ValueError, match=r"betas|lr"):
             optimizer.add_param_group({"params": [parameter(2)], **options})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_group_cannot_have_another_optimizer(make):
+    with pytest.raises(ValueError, match="make another RemoteOptimizer"):
+        make([{"params": [parameter(3)]}, {"params": [parameter(2)], "optimizer": "lstm"}])
+
+
+def test_a_client_that_is_none_is_refused(server):
+    with pytest.raises(TypeError, match=r"must be an optserve.Client, a URL or None"):
+        RemoteOptimizer([parameter(3)], "sgd", AsyncClient(server.url))
 
 
 def test_a_server_that_is_not_there_is_told_at_construction():
@@ -271,11 +281,12 @@ def test_a_version_that_the_server_has_not_is_told_with_how_to_bring_it(make):
         make([p], "lstm").load_state_dict(state_dict)
 
 
-def test_after_close_it_begins_anew(make):
+@pytest.mark.parametrize("forget", [lambda optimizer: optimizer.close(), lambda optimizer: optimizer.state.clear()])
+def test_after_close_and_with_its_state_cleared_it_begins_anew(make, forget):
     p = parameter(3)
     p.grad = torch.ones(3)
     optimizer = make([p], "adam")
     optimizer.step()
-    optimizer.close()
+    forget(optimizer)
     optimizer.step()
     assert optimizer.state_dict()["state"][0]["step"] == 1

@@ -1,5 +1,10 @@
 """optserve for PyTorch: `RemoteOptimizer` is a `torch.optim.Optimizer` whose updates come from a server."""
 
-from optserve.torch.optimizer import RemoteOptimizer
+try:
+    from optserve.torch.optimizer import RemoteOptimizer
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError("optserve.torch needs PyTorch: pip install 'optserve[torch]'", name="torch") from error
 
 __all__ = ["RemoteOptimizer"]

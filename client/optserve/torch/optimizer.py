@@ -65,6 +65,8 @@ class RemoteOptimizer(Optimizer):
         for name in _OF_TORCH:
             if name in hyperparameters:
                 raise TypeError(f"{name!r} says how torch computes a step, but the server computes it; leave it out")
+        if not (client is None or isinstance(client, Client | str)):
+            raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
         self._client = client if isinstance(client, Client) else Client(client)
         self._plan: dict[str, Any] = {"horizon": horizon, "label": label}
         self._on_nonfinite = on_nonfinite
@@ -140,6 +142,7 @@ class RemoteOptimizer(Optimizer):
 
         Raises:
             TypeError: a parameter is complex.
+            ValueError: the group names another optimizer, or its lr is out of range.
             HyperparametersInvalid: one of the group's own hyperparameters is out of its range.
         """
         super().add_param_group(param_group)
@@ -154,6 +157,11 @@ class RemoteOptimizer(Optimizer):
             if not parameter.is_floating_point():
                 mend = "; give its torch.view_as_real instead" if parameter.is_complex() else ""
                 raise TypeError(f"parameter {name!r} is {parameter.dtype}, but must be real floating point{mend}")
+        for name in Version._fields:
+            if group[name] != self.defaults[name]:
+                raise ValueError(
+                    f"a group cannot have another {name!r}; make another RemoteOptimizer for its parameters"
+                )
         if not 0 <= float(group["lr"]) < float("inf"):
             raise ValueError(f"lr is {float(group['lr'])}, but must be a finite number of at least 0")
         known = self._info(group["optimizer"]).hyperparameters
@@ -170,9 +178,12 @@ class RemoteOptimizer(Optimizer):
     def _session(self, group: dict[str, Any]) -> GroupSession:
         parameters, names = _served(group)
         session = self._sessions.get(parameters[0])
+        if session is not None and parameters[0] not in self.state:  # `optimizer.state.clear()` means: begin anew
+            self._sessions.pop(parameters[0]).close()
+            session = None
         if session is None:
-            session = self._open(group, parameters, names)
-        elif not _same(session.parameters, parameters):
+            return self._open(group, parameters, names)
+        if not _same(session.parameters, parameters):
             raise RuntimeError("a group's parameters have changed since its first step; add others by add_param_group")
         return session
 
