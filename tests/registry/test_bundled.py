@@ -1,6 +1,5 @@
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.synchronize import Barrier
+import subprocess
+import sys
 
 import pytest
 
@@ -9,8 +8,6 @@ from optserve_server.registry import aliases, bundled, optimizers
 from optserve_server.registry.database import Database
 from optserve_server.registry.errors import WeightsInvalid
 from optserve_server.resources import recipes_directory
-
-PROCESSES = 2
 
 
 @pytest.fixture
@@ -86,31 +83,31 @@ def test_the_package_s_own_files_register(database):
     assert len(_state(database)) >= len(HAND_DESIGNED) + len(list(recipes_directory().glob("*.safetensors")))
 
 
+START = """
+import sys
+from optserve_server.registry.bundled import register_bundled
+from optserve_server.registry.database import Database
+
+database = Database(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+database.upgrade()
+register_bundled(database)
+database.close()
+"""
+
+
 def test_servers_that_start_at_the_same_time_register_once(database_url):
-    """Processes of their own: they migrate and register an empty database together."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(PROCESSES)
-    with ProcessPoolExecutor(PROCESSES, context, initializer=_share, initargs=(barrier,)) as pool:
-        states = [future.result(60) for future in [pool.submit(_start, database_url) for _ in range(PROCESSES)]]
+    """Processes of their own, which migrate and register an empty database together."""
+    command = [sys.executable, "-W", "error", "-c", START, database_url]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n", "ready\n"]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
     database = Database(database_url)
-    assert states == [_state(database)] * PROCESSES
-    assert all(versions == [1] for versions, _, _ in states[0].values())
+    assert {tuple(versions) for versions, _, _ in _state(database).values()} == {(1,)}
     database.close()
-
-
-_barrier: Barrier
-
-
-def _share(barrier: Barrier) -> None:
-    global _barrier  # noqa: PLW0603
-    _barrier = barrier
-
-
-def _start(url: str) -> dict[str, object]:
-    database = Database(url)
-    _barrier.wait(60)
-    database.upgrade()
-    bundled.register_bundled(database)
-    state = _state(database)
-    database.close()
-    return state
