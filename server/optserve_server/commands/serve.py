@@ -112,10 +112,14 @@ def _answers(path: Path) -> bool:
 
 
 def _server(settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
+    import torch
     import uvicorn
 
     from optserve_server.api.protocol import Protocol
     from optserve_server.app import create_app
+
+    # Small steps are slower on torch's threads than on one; large ones are shared out page by page.
+    torch.set_num_threads(1)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

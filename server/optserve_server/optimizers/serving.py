@@ -25,7 +25,7 @@ def step_pages(
     optimizer: Optimizer,
     phi: Phi,
     arena: Tensor,
-    page_numbers: Sequence[int],
+    page_numbers: Sequence[int] | Tensor,
     observations: Observations,
     active: Tensor | None = None,
 ) -> Updates:

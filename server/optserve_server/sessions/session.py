@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optserve.wire.gradients import widen
 from optserve_server.optimizers import Observations, Optimizer, hyperparameters
-from optserve_server.optimizers.serving import PAGE, step_pages
+from optserve_server.optimizers.serving import PAGE
 from optserve_server.sessions.checkpoints import Checkpoint, Checkpoints
 from optserve_server.sessions.errors import (
     HyperparametersInvalid,
@@ -23,6 +23,7 @@ from optserve_server.sessions.errors import (
 )
 from optserve_server.sessions.layout import Layout
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
+from optserve_server.sessions.parallel import step_in_shares
 from optserve_server.sessions.plan import Plan, ServedVersion, configured, require_label, require_ttl
 from optserve_server.sessions.steps import StepGradients, collect, require_finite, spread
 
@@ -89,9 +90,8 @@ class Session:
         self._require_theta()
         selection = gradients.selection
         observations = Observations(torch.from_numpy(gradients.pages()), self._clock(), self.theta)
-        numbers: Any = self.pages
-        updates = step_pages(
-            self.optimizer, self.version.phi, self.arena.pages, numbers, observations, selection.active()
+        updates = step_in_shares(
+            self.optimizer, self.version.phi, self.arena.pages, self.pages, observations, selection.active()
         )
         sent = collect(updates.numpy(), selection, self.dtype)
         if self.theta is not None:

@@ -1,0 +1,103 @@
+"""Sessions over plain HTTP, without the client that is tested elsewhere."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from optserve_server.optimizers import build, weights
+
+OCTETS = "application/octet-stream"
+SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "scale": ()}
+
+
+class Loop:
+    """One session as a training loop sees it."""
+
+    def __init__(self, http: httpx.Client, info: dict[str, Any]) -> None:
+        self.http = http
+        self.info = info
+        self.path = f"/sessions/{info['id']}"
+
+    @property
+    def coordinates(self) -> int:
+        return int(self.info["coordinates"])
+
+    def post(self, step: int, body: bytes, media_type: str = OCTETS, **query: Any) -> httpx.Response:
+        headers = {"Content-Type": media_type}
+        return self.http.post(f"{self.path}/steps/{step}", content=body, headers=headers, params=query)
+
+    def step(self, step: int, gradients: NDArray[np.float32], **query: Any) -> bytes:
+        reply = self.post(step, gradients.astype("<f4").tobytes(), **query)
+        assert reply.status_code == 200, reply.text
+        return reply.content
+
+    def updates(self, step: int, gradients: NDArray[np.float32], **query: Any) -> NDArray[np.float32]:
+        return np.frombuffer(self.step(step, gradients, **query), "<f4")
+
+    def get(self, path: str = "") -> Any:
+        reply = self.http.get(self.path + path)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def state(self) -> bytes:
+        reply = self.http.get(f"{self.path}/state")
+        assert reply.status_code == 200, reply.text
+        return reply.content
+
+    def close(self) -> None:
+        assert self.http.delete(self.path).status_code == 204
+
+
+NewLoop = Callable[..., Loop]
+
+
+def open_loop(
+    http: httpx.Client, optimizer: str = "adam", shapes: Mapping[str, tuple[int, ...]] = SHAPES, **body: Any
+) -> Loop:
+    parameters = [{"name": name, "shape": list(shape)} for name, shape in shapes.items()]
+    reply = http.post("/sessions", json={"optimizer": optimizer, "parameters": parameters, **body})
+    assert reply.status_code == 201, reply.text
+    return Loop(http, reply.json())
+
+
+@pytest.fixture(scope="session")
+def http(server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{server.url}/v1", timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def learned(http: httpx.Client) -> str:
+    """The name of an `lstm` with random weights."""
+    optimizer = build({"kind": "lstm", "hidden_size": 4})
+    data = weights.encode(optimizer, optimizer.initial_phi(torch.Generator().manual_seed(0)))
+    headers = {"Content-Type": "application/x-safetensors"}
+    reply = http.post("/optimizers/random-lstm/versions", content=data, headers=headers)
+    assert reply.status_code in (200, 201), reply.text
+    return "random-lstm"
+
+
+@pytest.fixture
+def new_loop(http: httpx.Client) -> Iterator[NewLoop]:
+    """Creates sessions on the shared server and deletes them at the end."""
+    opened: list[Loop] = []
+
+    def new(*args: Any, **kwargs: Any) -> Loop:
+        opened.append(open_loop(http, *args, **kwargs))
+        return opened[-1]
+
+    yield new
+    for loop in opened:
+        http.delete(loop.path)
+
+
+@pytest.fixture
+def gradients() -> Callable[[int], NDArray[np.float32]]:
+    """Gradients of that many coordinates, other ones with every call."""
+    generator = np.random.default_rng(7)
+    return lambda coordinates: generator.normal(size=coordinates).astype(np.float32)

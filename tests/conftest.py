@@ -1,0 +1,86 @@
+"""A real server in a process of its own, for every test that needs one."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+OPTSERVE = str(Path(sys.executable).with_name("optserve"))
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers at `url`."""
+
+    url: str
+    port: int
+    data_dir: Path
+    process: "subprocess.Popen[str]"
+
+
+ServerFactory = Callable[..., RunningServer]
+
+
+@contextmanager
+def running_server(directory: Path, *options: str) -> Iterator[RunningServer]:
+    """`optserve serve` on a free port with a data directory of its own; stopped at the end."""
+    command = [OPTSERVE, "serve", "--port", "0", "--data-dir", str(directory / "data"), *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTSERVE_")}
+    with (
+        (directory / "stderr").open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, cwd=directory, env=environment, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            banner = process.stdout.readline()
+            assert " serves at http" in banner, (banner, (directory / "stderr").read_text())
+            url = banner.split()[-1]
+            _wait_until_ready(url)
+            yield RunningServer(url, int(url.rpartition(":")[2]), directory / "data", process)
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The server that most tests share."""
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def optserve_command() -> str:
+    """The installed command line."""
+    return OPTSERVE
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
+    """Starts a further server, with options of the command line, in the test's own directory."""
+    with ExitStack() as stack:
+
+        def start(*options: str) -> RunningServer:
+            return stack.enter_context(running_server(tmp_path, *options))
+
+        yield start
