@@ -101,3 +101,21 @@ def gradients() -> Callable[[int], NDArray[np.float32]]:
     """Gradients of that many coordinates, other ones with every call."""
     generator = np.random.default_rng(7)
     return lambda coordinates: generator.normal(size=coordinates).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def assert_problem() -> Callable[..., None]:
+    """Checks that a reply is a problem of this type, with these members and this word in its detail."""
+
+    def check(
+        reply: httpx.Response, word: str, status: int, slug: str, members: Mapping[str, Any] | None = None
+    ) -> None:
+        assert reply.headers["content-type"] == "application/problem+json", reply.text
+        problem = reply.json()
+        expected = {"type": f"urn:optserve:problem:{slug}", "status": status, **(members or {})}
+        assert {name: problem.get(name) for name in expected} == expected
+        assert reply.status_code == status
+        assert problem["title"]
+        assert word in problem["detail"]
+
+    return check

@@ -92,7 +92,7 @@ def test_adamw_follows_the_parameters_it_was_sent_once(new_loop, gradients, form
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:optserve:problem:parameters-needed")
     assert "PUT" in refused.json()["detail"]
     body = {
-        OCTETS: lambda: theta.tobytes(),
+        OCTETS: theta.tobytes,
         SAFETENSORS: lambda: save(as_tensors(theta, "float32")),
         JSON: lambda: json.dumps({"parameters": {n: p.tolist() for n, p in split(theta).items()}}).encode(),
     }[form]()

@@ -55,7 +55,7 @@ async def create_session(
         plan.check()
         room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
         layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
-        version = await versions.resolve(body.optimizer or settings.default_optimizer)
+        version = await versions.resolve(settings.default_optimizer if body.optimizer is None else body.optimizer)
         session = store.create(version, layout, plan, idempotency_key, fingerprint)
     response.headers["Location"] = f"{API_PREFIX}/sessions/{session.id}"
     return describe(session)
