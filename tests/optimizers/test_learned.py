@@ -116,7 +116,10 @@ def test_meta_gradients_agree_with_finite_differences(kind: str) -> None:
         ({"kind": "lstm", "hiden_size": 3}, "did you mean 'hidden_size'"),
         ({"kind": "lstm", "hidden_size": 10**9}, "hidden_size is 1e"),
         ({"kind": "lstm", "hidden_size": 2.5}, "must be a whole number"),
+        ({"kind": ["lstm"]}, "no architecture"),
         ({"kind": "lstm", "layers": 0}, "must be above 0"),
+        ({"kind": "lstm", "output_scale": float("nan")}, "must be above 0 and finite"),
+        ({"kind": "lstm", "output_scale": float("inf")}, "must be above 0 and finite"),
         ({"kind": "lstm", "preprocessing": "log"}, "must be one of log-sign, identity"),
     ],
 )

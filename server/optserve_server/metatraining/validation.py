@@ -6,7 +6,7 @@ from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.trajectories import draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi
 
-VALIDATION_TASKS = 64
+VALIDATION_TASKS = 48
 _SEED = 1_000_003  # apart from every recipe's training seed in practice; held-out data are apart by construction
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def build(description: Mapping[str, Any]) -> Optimizer:
     kinds = LEARNED | HAND_DESIGNED
     options = dict(description)
     kind = options.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"there is no architecture {kind!r}{_nearest(kind, kinds)}; there are {', '.join(kinds)}")
     if kind in HAND_DESIGNED:
         return with_hyperparameters(HAND_DESIGNED[kind](), options)
@@ -82,8 +83,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
     allowed = (int, float) if hint is float else (hint,)
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ValueError(f"architecture.{name} is {value!r}, but must be {_article(hint)}")
-    if value <= 0:
-        raise ValueError(f"architecture.{name} is {value!r}, but must be above 0")
+    if not 0 < value < math.inf:
+        raise ValueError(f"architecture.{name} is {value!r}, but must be above 0 and finite")
 
 
 def _article(hint: type[Any] | types.GenericAlias) -> str:

@@ -1,0 +1,73 @@
+"""`optserve metatrain`, as a person runs it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from optserve_server.optimizers import weights
+
+RECIPE = """
+name = "tiny"
+[architecture]
+kind = "lstm"
+hidden_size = 4
+layers = 1
+[[tasks]]
+family = "quadratic"
+parameters = { dimension = 2 }
+[unroll]
+steps = 6
+truncation = 3
+[meta_optimizer]
+kind = "adam"
+outer_steps = 6
+tasks_per_outer_step = 3
+[checkpoints]
+every = 3
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def metatrain(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [command, "metatrain", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_it_writes_the_best_weights_beside_the_recipe(optserve_command: str, recipe: Path) -> None:
+    result = metatrain(optserve_command, recipe, "--local")
+    assert result.returncode == 0, result.stderr
+    assert "final loss on held-out tasks" in result.stdout
+    optimizer, _, metadata = weights.decode(recipe.with_suffix(".safetensors").read_bytes())
+    assert optimizer.kind == "lstm"
+    assert metadata["optimizer"] == "tiny"
+
+
+def test_the_same_recipe_writes_the_same_bytes(optserve_command: str, recipe: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert metatrain(optserve_command, recipe, "--local", "--output", tmp_path / name).returncode == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[unroll]", "[unrol]"), "did you mean 'unroll'"),
+        (('family = "quadratic"', 'family = "quadratics"'), "did you mean 'quadratic'"),
+        (("steps = 6", "steps = "), "is not TOML"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_named(
+    optserve_command: str, recipe: Path, change: tuple[str, str], message: str
+) -> None:
+    recipe.write_text(RECIPE.replace(*change))
+    result = metatrain(optserve_command, recipe, "--local")
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
