@@ -1,21 +1,14 @@
-"""A client of the running server, and a relay before it that loses connections on demand."""
+"""A client of the shared server, and a relay before it that loses connections on demand."""
 
 import contextlib
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 
 from optserve import Client
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -25,22 +18,7 @@ def client(server) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def other_client(tmp_path_factory) -> Iterator[Client]:
-    """A client of another server, with a database of its own."""
-    directory = tmp_path_factory.mktemp("other")
-    command = [Path(sys.executable).with_name("optserve"), "serve", "--uds", "socket", "--data-dir", "data"]
-    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (directory / "socket").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    with Client(f"unix://{directory / 'socket'}", retries=8) as client:
-        yield client
-    process.terminate()
-    process.wait()
-
-
-@pytest.fixture(params=["lstm", "adam"])
+@pytest.fixture(params=["rnnprop", "adam"])
 def optimizer(request) -> str:
     """A learned optimizer, and one designed by hand."""
     return request.param

@@ -78,8 +78,8 @@ def test_tasks(run):
 
 
 def another_version(client, tmp_path, name):
-    """The weights of `lstm` with another comment, so that they are another version."""
-    arrays, metadata = tensors.decode(client.optimizers.weights("lstm", 1))
+    """The weights of `rnnprop` with another comment, so that they are another version."""
+    arrays, metadata = tensors.decode(client.optimizers.weights("rnnprop", 1))
     file = tmp_path / "weights.safetensors"
     file.write_bytes(tensors.encode(arrays, {**metadata, "optimizer": name, "comment": name}))
     return file
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_weights_file(run, tmp_path):
 
 def test_optimizers_from_python(client):
     """The rest of `client.optimizers`."""
-    weights = client.optimizers.weights("lstm", 1)
+    weights = client.optimizers.weights("rnnprop", 1)
     version = client.optimizers.import_weights("python", weights)
     assert (version.optimizer, version.version) == ("python", 1)
     assert client.optimizers.version("python", 1) == version

@@ -150,7 +150,7 @@ def test_a_group_added_late_begins_at_its_own_first_step(client):
 def test_the_learning_rate_of_a_learned_optimizer_multiplies_its_updates(client):
     def first_update(**options):
         p = torch.zeros(4, requires_grad=True)
-        optimizer = RemoteOptimizer([p], "lstm", client, **options)
+        optimizer = RemoteOptimizer([p], "rnnprop", client, **options)
         p.grad = torch.tensor([0.1, -0.2, 3.0, 0.0])
         optimizer.step()
         return p.detach()

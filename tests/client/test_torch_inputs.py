@@ -56,9 +56,9 @@ def test_defaults_are_those_of_torch(make):
         ("adam", {"beta": (0.9, 0.99)}, errors.HyperparametersInvalid, "did you mean 'betas'"),
         ("adam", {"betas": (0.9, 1.5)}, errors.HyperparametersInvalid, "betas"),
         ("adam", {"weight_decay": -1}, errors.HyperparametersInvalid, "weight_decay"),
-        ("lstm", {"betas": (0.9, 0.9)}, errors.HyperparametersInvalid, "learned"),
+        ("rnnprop", {"betas": (0.9, 0.9)}, errors.HyperparametersInvalid, "learned"),
         ("adam", {"lr": -0.1}, ValueError, "lr is -0.1"),
-        ("lstm", {"lr": math.nan}, ValueError, "lr is nan"),
+        ("rnnprop", {"lr": math.nan}, ValueError, "lr is nan"),
         ("adam", {"fused": True}, TypeError, "'fused' says how torch computes a step"),
         ("adam", {"foreach": None}, TypeError, "foreach"),
         ("adam", {"on_nonfinite": "ignore"}, ValueError, "'raise' or 'skip'"),
@@ -91,7 +91,7 @@ def test_a_groups_own_hyperparameters_are_checked_and_a_bad_group_is_not_added(m
 
 def test_a_group_cannot_have_another_optimizer(make):
     with pytest.raises(ValueError, match="make another RemoteOptimizer"):
-        make([{"params": [parameter(3)]}, {"params": [parameter(2)], "optimizer": "lstm"}])
+        make([{"params": [parameter(3)]}, {"params": [parameter(2)], "optimizer": "rnnprop"}])
 
 
 def test_a_client_that_is_none_is_refused(server):
@@ -273,12 +273,12 @@ def test_a_state_dict_of_another_model_is_refused(make):
 def test_a_version_that_the_server_has_not_is_told_with_how_to_bring_it(make):
     p = parameter(3)
     p.grad = torch.ones(3)
-    optimizer = make([p], "lstm")
+    optimizer = make([p], "rnnprop")
     optimizer.step()
     state_dict = optimizer.state_dict()
     state_dict["param_groups"][0]["sha256"] = "0" * 64
     with pytest.raises(errors.VersionNotFound, match="optserve optimizers import"):
-        make([p], "lstm").load_state_dict(state_dict)
+        make([p], "rnnprop").load_state_dict(state_dict)
 
 
 @pytest.mark.parametrize("forget", [lambda optimizer: optimizer.close(), lambda optimizer: optimizer.state.clear()])
@@ -287,6 +287,7 @@ def test_after_close_and_with_its_state_cleared_it_begins_anew(make, forget):
     p.grad = torch.ones(3)
     optimizer = make([p], "adam")
     optimizer.step()
+    optimizer.state_dict()
     forget(optimizer)
     optimizer.step()
     assert optimizer.state_dict()["state"][0]["step"] == 1
