@@ -51,7 +51,7 @@ def require_range(name: str, value: float, *, low: float = 0.0, below: float = m
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
+    guess = f"; did you mean {near[0]!r}?" if near else "."
     return f"{kind!r} has no hyperparameter {name!r}{guess} It takes {', '.join(known)}."
 
 
