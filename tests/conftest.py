@@ -17,6 +17,7 @@ torch.set_num_threads(1)
 
 OPTSERVE = str(Path(sys.executable).with_name("optserve"))
 START_SECONDS = 60
+BANNER_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunningServer:
     url: str
     port: int
     data_dir: Path
+    banner: str
     process: "subprocess.Popen[str]"
 
 
@@ -45,11 +47,11 @@ def running_server(directory: Path, *options: str) -> Iterator[RunningServer]:
     ):
         try:
             assert process.stdout is not None
-            banner = process.stdout.readline()
+            banner = "".join(process.stdout.readline() for _ in range(BANNER_LINES))
             assert " serves at http" in banner, (banner, (directory / "stderr").read_text())
-            url = banner.split()[-1]
+            url = banner.splitlines()[0].split()[-1]
             _wait_until_ready(url)
-            yield RunningServer(url, int(url.rpartition(":")[2]), directory / "data", process)
+            yield RunningServer(url, int(url.rpartition(":")[2]), directory / "data", banner, process)
         finally:
             process.terminate()
             process.communicate(timeout=30)

@@ -1,6 +1,5 @@
 """The application: its rooms opened at the start, closed at the end, and its routes."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,7 +20,13 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application of one server process. The database is migrated when it starts."""
+    """The application of one server process, with its database opened and migrated.
+
+    Raises:
+        ValueError: the database's URL is none.
+        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+        RegistryError: a bundled optimizer is damaged.
+    """
     app = FastAPI(
         title="optserve",
         version=optserve.__version__,
@@ -32,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.database = _open_database(settings)
     versioned = APIRouter(prefix=API_PREFIX)
     for router in (sessions.router, states.router, states.plain_router, optimizers.router, tasks.router):
         versioned.include_router(router)
@@ -46,11 +52,11 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    database = await asyncio.to_thread(_open_database, settings)
+    database: Database = app.state.database
     store = SessionStore(StateMemory(settings.state_memory or default_state_memory()))
-    app.state.database, app.state.store, app.state.versions = database, store, VersionCache(database)
+    app.state.store, app.state.versions = store, VersionCache(database)
     store.start()
-    log.info("ready", database=settings.database, state_memory=store.memory.limit)
+    log.info("ready", state_memory=store.memory.limit)
     try:
         yield
     finally:

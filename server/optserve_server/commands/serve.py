@@ -1,7 +1,9 @@
 """`optserve serve`: the server."""
 
 import ipaddress
+import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from optserve_server.settings import Settings
 
@@ -52,9 +55,12 @@ def serve(
         insecure=insecure,
     )
     _refuse_strangers(settings)
+    # uvicorn raises the signal that stopped it once more at the end; it is no failure to be told to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     listening = _listen(settings)
     logs.configure()
-    server = _server(settings, listening)
+    server = _server(_app(settings), settings, listening)
     server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)
@@ -111,12 +117,25 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def _server(settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
+def _app(settings: "Settings") -> "FastAPI":
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from optserve_server.app import create_app
+    from optserve_server.registry.errors import RegistryError
+
+    try:
+        return create_app(settings)
+    except (ValueError, SQLAlchemyError, RegistryError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        typer.secho(f"error: the database cannot be opened: {reason}", err=True, fg="red")
+        raise typer.Exit(1) from error
+
+
+def _server(app: "FastAPI", settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
     import torch
     import uvicorn
 
     from optserve_server.api.protocol import Protocol
-    from optserve_server.app import create_app
 
     # Small steps are slower on torch's threads than on one; large ones are shared out page by page.
     torch.set_num_threads(1)
@@ -128,7 +147,7 @@ def _server(settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
                 _greet(settings, listening)
 
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         http=Protocol,
         ws="none",
         loop="uvloop",

@@ -1,0 +1,143 @@
+"""The store: turns, ends and memory, without HTTP."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from optserve_server.optimizers import build
+from optserve_server.sessions.errors import SessionExpired, SessionNotFound
+from optserve_server.sessions.layout import lay_out
+from optserve_server.sessions.pages import StateMemory
+from optserve_server.sessions.plan import Plan, ServedVersion
+from optserve_server.sessions.steps import StepGradients
+from optserve_server.sessions.store import INLINE_COORDINATES, SessionStore
+
+LSTM = build({"kind": "lstm", "hidden_size": 3})
+VERSIONS = {
+    "adam": ServedVersion("adam", 1, "a" * 64, build({"kind": "adam"}), {}),
+    "sgd": ServedVersion("sgd", 1, "b" * 64, build({"kind": "sgd"}), {}),
+    "lstm": ServedVersion("lstm", 1, "c" * 64, LSTM, LSTM.initial_phi(torch.Generator().manual_seed(1))),
+}
+SIZES = [10, 10 * INLINE_COORDINATES]
+
+
+def new_session(store, name="adam", size=10, **plan):
+    return store.create(VERSIONS[name], lay_out([("w", (size,))], 10**9), Plan(**plan))
+
+
+def gradients(session, value=1.0):
+    sent = StepGradients(session.layout.complete, session.dtype)
+    sent.bits[:] = value
+    return sent
+
+
+def run(test):
+    async def with_store():
+        store = SessionStore(StateMemory(1 << 30))
+        store.start()
+        try:
+            await test(store)
+        finally:
+            await store.close()
+
+    asyncio.run(with_store())
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_all_memory_comes_back(name, size):
+    async def test(store):
+        for end in ("delete", "expire"):
+            session = new_session(store, name, size)
+            session.put_parameters(np.ones(size, np.float32))
+            await store.run(session, lambda session=session: session.step(0, gradients(session)))
+            session.save("one")
+            session.restore("one")
+            session.save("two")
+            session.save("one")
+            assert store.memory.used > 0
+            if end == "delete":
+                await store.delete(session.id)
+            else:
+                session.prolong(1e-6)
+                await asyncio.sleep(0.001)
+                await store.sweep()
+            assert (store.memory.used, len(store)) == (0, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_work_once_begun_is_done_although_its_caller_is_cancelled(size):
+    async def test(store):
+        session = new_session(store, size=size)
+
+        def slowly():
+            time.sleep(0.2)
+            return session.step(0, gradients(session))
+
+        caller = asyncio.create_task(store.run(session, slowly))
+        await asyncio.sleep(0.05)
+        caller.cancel()
+        again = await store.run(session, lambda: session.step(0, gradients(session)))
+        assert session.next_step == 1
+        assert np.array_equal(again, await store.run(session, lambda: session.step(0, gradients(session))))
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_who_waits_for_a_session_that_goes_away_is_told(size):
+    async def test(store):
+        session = new_session(store, size=size)
+        async with session.turn:
+            deletion = asyncio.create_task(store.delete(session.id))
+            await asyncio.sleep(0)
+            late = asyncio.create_task(store.run(session, lambda: session.step(0, gradients(session))))
+            await asyncio.sleep(0)
+        await deletion
+        with pytest.raises(SessionNotFound):
+            await late
+
+    run(test)
+
+
+def test_large_steps_leave_the_event_loop_free():
+    async def test(store):
+        session = new_session(store, size=SIZES[1])
+        step = asyncio.create_task(store.run(session, lambda: time.sleep(0.3)))
+        start = time.perf_counter()
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert time.perf_counter() - start < 0.2
+        assert not step.done()
+        await step
+
+    run(test)
+
+
+def test_an_expired_session_is_known_as_such_before_and_after_the_sweep():
+    async def test(store):
+        session = new_session(store, ttl_seconds=0.001)
+        await asyncio.sleep(0.002)
+        for _ in range(2):
+            with pytest.raises(SessionExpired):
+                store.get(session.id)
+            await store.sweep()
+        assert len(store) == 0
+
+    run(test)
+
+
+def test_a_session_in_use_does_not_expire():
+    async def test(store):
+        session = new_session(store, ttl_seconds=0.001)
+        async with session.turn:
+            await asyncio.sleep(0.002)
+            await store.sweep()
+            assert store.get(session.id) is session
+
+    run(test)
