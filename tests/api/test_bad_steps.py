@@ -227,6 +227,14 @@ def test_a_chunked_body_longer_than_the_session_is_refused_as_soon_as_it_is(serv
     assert_undisturbed(http, pair, step)
 
 
+def test_a_chunked_body_that_ends_too_early_is_refused(assert_problem, http, pair):
+    step = next_step(http, pair)
+    headers = {"Content-Type": OCTETS}
+    reply = http.post(f"{pair[0]}/steps/{step}", content=iter([GOOD.tobytes()[:100]]), headers=headers)
+    assert_problem(reply, "100 bytes", 422, "gradients-invalid", {"parameter": WEIGHT, "index": [5, 0]})
+    assert_undisturbed(http, pair, step)
+
+
 def test_a_chunked_body_is_a_body(http, pair):
     step = next_step(http, pair)
     pieces = [GOOD.tobytes()[start : start + 50] for start in range(0, 164, 50)]

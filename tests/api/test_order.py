@@ -130,11 +130,12 @@ def test_a_session_goes_its_way_whatever_the_others_do(new_loop, gradients, lear
 
 
 def test_a_coordinate_goes_its_way_wherever_it_lies(new_loop, gradients, learned):
-    flat = gradients(700)
-    whole, parts = new_loop(learned, {"w": (700,)}), [new_loop(learned, {"w": (350,)}) for _ in range(2)]
+    """Also where a step is shared out over several cores."""
+    whole, parts = new_loop(learned, {"w": (40_000,)}), [new_loop(learned, {"w": (5_000,)}) for _ in range(8)]
     for step in range(3):
-        halves = [part.step(step, half) for part, half in zip(parts, np.split(flat, 2), strict=True)]
-        assert whole.step(step, flat) == b"".join(halves)
+        flat = gradients(40_000)
+        pieces = [part.step(step, piece) for part, piece in zip(parts, np.split(flat, 8), strict=True)]
+        assert whole.step(step, flat) == b"".join(pieces)
 
 
 def test_a_large_step_does_not_hold_up_the_event_loop(server, new_loop, gradients, learned):

@@ -67,12 +67,13 @@ def test_checkpoints_are_listed_and_replaced(new_loop, gradients, assert_problem
 
 def test_a_step_before_a_restore_is_not_answered_after_it(new_loop, gradients, assert_problem):
     loop = new_loop("adam")
-    flat = gradients(41)
-    loop.http.put(f"{loop.path}/checkpoints/start")
-    loop.step(0, flat)
-    loop.http.post(f"{loop.path}/restore", json={"checkpoint": "start"})
-    loop.step(0, gradients(41))  # another step 0 than before
-    assert_problem(loop.post(0, flat.tobytes()), "send step 1", 409, "step-conflict", {"next_step": 1})
+    first, second = gradients(41), gradients(41)
+    loop.step(0, first)
+    loop.http.put(f"{loop.path}/checkpoints/one")
+    loop.step(1, second)
+    loop.http.post(f"{loop.path}/restore", json={"checkpoint": "one"})
+    for flat in (first, second):  # what was step 1 must not pass for step 0
+        assert_problem(loop.post(0, flat.tobytes()), "send step 1", 409, "step-conflict", {"next_step": 1})
 
 
 @pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
