@@ -118,6 +118,19 @@ def test_clipping_bounds_the_whole_gradient() -> None:
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_averaging_keeps_a_running_mean_of_phi() -> None:
+    loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 4, "learning_rate": 0.5, "averaging": 0.6}))
+    expected = torch.zeros(1)
+    for number, _ in enumerate(loop, start=1):
+        decay = min(0.6, 1 - 1 / number)
+        expected = decay * expected + (1 - decay) * loop.phi["output.bias"].detach()
+        torch.testing.assert_close(loop.averaged_phi["output.bias"], expected)
+    assert not torch.equal(loop.averaged_phi["output.bias"], loop.phi["output.bias"].detach())
+    plain = OuterLoop(recipe(meta_optimizer={"outer_steps": 1, "learning_rate": 0.5}))
+    next(iter(plain))
+    assert torch.equal(plain.averaged_phi["output.bias"], plain.phi["output.bias"].detach())
+
+
 def test_the_cosine_schedule_falls_to_zero() -> None:
     settings = MetaOptimizer(learning_rate=2.0, schedule="cosine", outer_steps=10)
     rates = [learning_rate(settings, step) for step in range(1, 11)]

@@ -35,8 +35,9 @@ class Progress:
 
 
 class OuterLoop:
-    """Meta-trains φ by a recipe. Iterate over it for a `Progress` an outer step; `phi` is the present φ.
+    """Meta-trains φ by a recipe. Iterate over it for a `Progress` an outer step.
 
+    `phi` is the present φ, and `averaged_phi` the running mean that is validated: φ itself where nothing is averaged.
     All randomness comes from one generator seeded by the recipe.
     """
 
@@ -47,6 +48,7 @@ class OuterLoop:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         initial = self.optimizer.initial_phi(self.generator)
         self.phi = {name: weight.clone().requires_grad_() for name, weight in (phi or initial).items()}
+        self.averaged_phi = {name: weight.detach().clone() for name, weight in self.phi.items()}
         self._meta_optimizer = _meta_optimizer(recipe.meta_optimizer, list(self.phi.values()))
         self._trajectory: Trajectory | None = None
 
@@ -84,7 +86,7 @@ class OuterLoop:
     def _validate(self, outer_step: int) -> float | None:
         if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
             return None
-        return held_out_meta_loss(self.recipe, self.optimizer, self.phi)
+        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi)
 
     def _update_phi(self, outer_step: int, gradients: dict[str, Tensor]) -> float:
         settings = self.recipe.meta_optimizer
@@ -94,6 +96,10 @@ class OuterLoop:
         self._meta_optimizer.param_groups[0]["lr"] = learning_rate(settings, outer_step)
         if math.isfinite(norm):
             self._meta_optimizer.step()
+        # From the first φ on a plain mean, until enough of them have come for the decay that was asked for.
+        decay = min(settings.averaging, 1 - 1 / outer_step)
+        for name, weight in self.phi.items():
+            self.averaged_phi[name].lerp_(weight.detach(), 1 - decay)
         return norm
 
 

@@ -110,12 +110,17 @@ class Augmentation(_Table):
 
 
 class MetaOptimizer(_Table):
-    """The outer loop's own update rule and its length."""
+    """The outer loop's own update rule and its length.
+
+    With `averaging` the φ that is validated and kept is a running mean of φ with that decay, which takes out the noise
+    of the last meta-gradients.
+    """
 
     kind: Literal["gradient-descent", "adam"] = "gradient-descent"
     learning_rate: PositiveFloat = 0.001
     schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: PositiveFloat | None = None
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     outer_steps: PositiveInt = 1000
     tasks_per_outer_step: PositiveInt = 16
 

@@ -28,7 +28,7 @@ class Record:
         self.meta_losses.append(progress.meta_loss)
         held_out = progress.meta_loss_held_out
         if held_out is not None and held_out < self.best_meta_loss_held_out:
-            self.best_phi = {name: weight.detach().clone() for name, weight in loop.phi.items()}
+            self.best_phi = {name: weight.clone() for name, weight in loop.averaged_phi.items()}
             self.best_outer_step, self.best_meta_loss_held_out = progress.outer_step, held_out
 
     def encode(self, recipe: Recipe) -> bytes:
