@@ -15,7 +15,7 @@ from optserve_server.sessions.errors import Invalid, RequestInvalid, nearest, sh
 from optserve_server.sessions.layout import ParameterSlot, Selection
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
-_CHUNK = 4096  # numbers written in one go: the call holds the interpreter lock
+_CHUNK = 4096  # numbers converted in one go: the call holds the interpreter lock
 
 
 def read(data: bytes, target: Target) -> dict[str, Any]:
@@ -37,7 +37,9 @@ def read(data: bytes, target: Target) -> dict[str, Any]:
     for parameter in target.selection.parameters:
         numbers: list[float] = []
         _flatten(given[parameter.name], parameter, [], numbers, target.invalid)
-        values = np.array(numbers, np.float64)
+        values = np.empty(parameter.size)
+        for place in range(0, parameter.size, _CHUNK):
+            values[place : place + _CHUNK] = numbers[place : place + _CHUNK]
         within = np.abs(values) <= _LARGEST[target.dtype]
         if not within.all():
             raise _beyond(parameter, int(np.argmin(within)), values, target)
