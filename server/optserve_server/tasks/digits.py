@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from optserve_server.tasks.base import Split
@@ -16,6 +15,8 @@ _PERMUTATION_SEED = 0
 @cache
 def digits(split: Split) -> tuple[Tensor, Tensor]:
     """Images `[images, 64]` float32 in 0 … 1 and labels `[images]` int64 of one half; the halves are disjoint."""
+    from sklearn.datasets import load_digits  # slow to import, and a server that only lists families never needs it
+
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(_PERMUTATION_SEED).permutation(len(images))
     chosen = order[:TRAIN_IMAGES] if split == "train" else order[TRAIN_IMAGES:]
