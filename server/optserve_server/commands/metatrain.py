@@ -79,6 +79,7 @@ def _run(loop: "OuterLoop", record: "Record") -> None:
             record.add(progress, loop)
             if progress.meta_loss_held_out is not None:
                 held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
+                bar.console.print(f"outer step {progress.outer_step}: loss on held-out tasks {held_out}")
             bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}")
 
 

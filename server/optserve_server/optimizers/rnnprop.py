@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import elu
 
 from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
-from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, lstm_features, lstm_stack, uniform
+from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, lstm_features, lstm_stack, tanh, uniform
 from optserve_server.optimizers.moments import bias_correction
 
 EPSILON = 1e-15  # far below Adam's 1e-8, so that the inputs do not depend on the gradient's scale
@@ -64,4 +64,4 @@ class RNNprop:
         hidden, recurrent = lstm_stack(phi, self.layers, inputs, state[..., 2:, :])
         output = torch.matmul(phi["output.weight"], hidden).squeeze(-2) + phi["output.bias"]
         following = torch.cat((m.unsqueeze(-2), v.unsqueeze(-2), recurrent), dim=-2)
-        return -self.output_scale * torch.tanh(output), following
+        return -self.output_scale * tanh(output), following
