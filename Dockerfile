@@ -20,7 +20,8 @@ RUN /opt/optserve/bin/pip install --no-cache-dir -c constraints.txt '.[server,po
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /data optserve
 COPY --from=build /opt/optserve /opt/optserve
-ENV PATH=/opt/optserve/bin:$PATH \
+ENV NUMBA_CACHE_DIR=/data/.numba \
+    PATH=/opt/optserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OPTSERVE_HOST=0.0.0.0 \
     OPTSERVE_PORT=8000 \

@@ -9,12 +9,15 @@ from optserve import Client
 from optserve_server import optimizers
 from optserve_server.demo.server_process import free_port, running_server
 from optserve_server.optimizers import Observations, weights
-from optserve_server.optimizers.serving import PAGE, pages_for, step_pages
+from optserve_server.optimizers.base import PAGE
+from optserve_server.optimizers.serving import pages_for
+from optserve_server.sessions.parallel import step_in_shares
 
 SMALL, LARGE = 1_500, 1_000_000
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as the server does: a large step is shared out over cores page by page
     with running_server() as url, Client(url) as client:
         figures = [small_step(client, name) for name in ("adam", "rnnprop", "lstm")]
         figures += [large_step(client, name) for name in ("lstm", "rnnprop")]
@@ -36,19 +39,19 @@ def small_step(client: Client, name: str) -> Figure:
 
 
 def large_step(client: Client, name: str) -> Figure:
-    data = client.optimizers.weights(name)
+    data = client.optimizers.weights(name, 1)
     optimizer, phi, _ = weights.decode(data)
     gradients = np.random.default_rng(0).normal(size=LARGE).astype(np.float32)
     pages = pages_for(LARGE)
     arena = torch.zeros(pages, len(optimizer.features), PAGE)
-    numbers = list(range(pages))
+    numbers = torch.arange(pages)
     padded = torch.zeros(pages * PAGE)
     clock = torch.zeros(1, dtype=torch.float64)
 
     def in_process() -> object:
         padded[:LARGE] = torch.from_numpy(gradients)
         clock.add_(1)
-        return step_pages(optimizer, phi, arena, numbers, Observations(padded.view(pages, PAGE), clock))
+        return step_in_shares(optimizer, phi, arena, numbers, Observations(padded.view(pages, PAGE), clock))
 
     session = client.sessions.create(name, {"w": (LARGE,)})
     ours, peer = in_turn(lambda: session.step_flat(gradients), in_process, rounds=12, warm_up=2)

@@ -10,6 +10,7 @@ import optserve
 from optserve.wire import API_PREFIX
 from optserve_server.api import documents, health, optimizers, problems, sessions, states, steps, tasks
 from optserve_server.api.versions import VersionCache
+from optserve_server.optimizers.fused import compile_kernels
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
 from optserve_server.sessions.pages import StateMemory, default_state_memory
@@ -36,6 +37,8 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
     )
+    log.info("kernels", note="compiled the first time, which takes some seconds")
+    compile_kernels()
     app.state.settings = settings
     app.state.database = _open_database(settings)
     versioned = APIRouter(prefix=API_PREFIX)

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from optserve_server import optimizers
 from optserve_server.optimizers import Observations, Optimizer, initial_state, serving, weights
-from optserve_server.optimizers.serving import PAGE, step_pages
+from optserve_server.optimizers.base import PAGE
+from optserve_server.optimizers.serving import step_pages
 
 OPTIMIZERS = {
     "lstm": {"kind": "lstm"},
     "lstm-identity": {"kind": "lstm", "preprocessing": "identity", "layers": 1, "hidden_size": 8},
     "rnnprop": {"kind": "rnnprop"},
+    "rnnprop-small": {"kind": "rnnprop", "hidden_size": 3, "layers": 1},
     "sgd": {"kind": "sgd", "lr": 0.1},
     "sgd-decayed": {"kind": "sgd", "weight_decay": 0.1, "maximize": True},
     "momentum": {"kind": "momentum", "dampening": 0.1},
@@ -170,5 +172,35 @@ def test_a_page_depends_on_nothing_but_itself(name: str, data: st.DataObject) ->
     assert torch.equal(arena[pages[chosen]], alone[0])
 
 
-def test_the_kernel_that_serves_is_named() -> None:
-    assert serving.KERNEL == "torch"
+@EVERY
+def test_the_kernel_that_serves_is_chosen(name: str) -> None:
+    optimizer, _ = build(name)
+    assert serving.kernel_name(optimizer.kind) == ("numba" if optimizer.learned else "torch")
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm-identity", "rnnprop", "rnnprop-small"])
+def test_200_served_steps_stay_with_the_reference(name: str) -> None:
+    optimizer, phi = build(name)
+    arena = torch.zeros(2, len(optimizer.features), PAGE)
+    state = initial_state(optimizer, 2 * PAGE)
+    for step in range(200):
+        gradients = gradients_of(2 * PAGE, seed=step)
+        served = step_pages(optimizer, phi, arena, [0, 1], observe(gradients.view(2, PAGE), step))
+        updates, state = optimizer.step(phi, observe(gradients, step), state)
+        torch.testing.assert_close(served.flatten(), updates, rtol=0, atol=1e-5 if step < 20 else 1e-4)
+
+
+@EVERY
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e18, 3e38])
+def test_no_finite_gradient_breaks_it(name: str, size: float) -> None:
+    """Not in the reference and not where it is served; and afterwards it goes on."""
+    optimizer, phi = build(name)
+    arena = torch.zeros(1, len(optimizer.features), PAGE)
+    state = initial_state(optimizer, PAGE)
+    for step in range(4):
+        gradients = torch.full((PAGE,), size if step < 2 else 1.0)
+        served = step_pages(optimizer, phi, arena, [0], observe(gradients[None], step))
+        updates, state = optimizer.step(phi, observe(gradients, step), state)
+        if optimizer.learned:  # the hand-designed do as PyTorch's
+            assert served.isfinite().all()
+            assert updates.isfinite().all()

@@ -15,6 +15,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+PAGE = 256
+"""Coordinates of a page, the piece in which hidden states are kept and served."""
+
 Phi = Mapping[str, Tensor]
 """The optimizer's own weights φ by name; empty for an optimizer designed by hand."""
 

@@ -12,6 +12,7 @@ from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, 
 from optserve_server.optimizers.moments import bias_correction
 
 EPSILON = 1e-15  # far below Adam's 1e-8, so that the inputs do not depend on the gradient's scale
+LARGEST = 1e18  # a gradient is cut to this: the square of a larger one would not be finite in float32
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RNNprop:
 
     def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
         """One step on every coordinate alike (section 4.1)."""
-        gradients = observations.gradients
+        gradients = observations.gradients.clamp(-LARGEST, LARGEST)
         m = torch.lerp(gradients, state[..., 0, :], self.beta)
         v = torch.lerp(gradients.square(), state[..., 1, :], self.beta)
         correction = bias_correction(self.beta, observations.clock, gradients)

@@ -1,7 +1,8 @@
 """Serving an optimizer on pages: the hidden states of any sessions, stepped in place in one arena.
 
-A page is 256 coordinates, feature-major: `[features, 256]`. Pages are stepped in small groups that stay in the cache,
-and every page by the same operations whatever else is in its group, so that its result depends on nothing but itself.
+A page is 256 coordinates, feature-major: `[features, 256]`. Every page is stepped by the same operations whatever else
+is in the batch, so that its result depends on nothing but itself. The recurrent optimizers have a kernel of their own;
+all others run their torch module, on small groups of pages that stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -9,16 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import Observations, Optimizer, Phi, Updates
+from optserve_server.optimizers.base import PAGE, Observations, Optimizer, Phi, Updates
+from optserve_server.optimizers.fused import FUSED
 
-PAGE = 256  # coordinates
-KERNEL = "torch"
 _GROUP_BYTES = 1 << 19  # of hidden state; measured best between 2^18 and 2^20 on 2 MB of second-level cache
 
 
 def pages_for(coordinates: int) -> int:
     """How many pages hold that many coordinates."""
     return -(-coordinates // PAGE)
+
+
+def kernel_name(kind: str) -> str:
+    """What steps the pages of an optimizer of this kind: `numba` or `torch`."""
+    return "numba" if kind in FUSED else "torch"
 
 
 def step_pages(
@@ -33,22 +38,28 @@ def step_pages(
 
     `arena` is `[capacity, features, 256]`; `observations.gradients` and `.parameters` are `[pages, 256]`, and
     `observations.clock` that or `[1]`. Where `active` (bool, `[pages, 256]`) is false the hidden state stands still and
-    the update is 0.
+    the update is 0. All are float32 on the CPU.
     """
-    updates = torch.empty_like(observations.gradients)
     numbers = torch.as_tensor(page_numbers, dtype=torch.int64)
-    group = max(1, _GROUP_BYTES // (4 * PAGE * max(1, len(optimizer.features))))
+    before = None if active is None else arena[numbers]
     with torch.no_grad():
-        for start in range(0, len(page_numbers), group):
-            rows = slice(start, start + group)
-            index = numbers[rows]
-            state = arena[index]
-            part, following = optimizer.step(phi, _rows(observations, rows), state)
-            if active is not None:
-                part = torch.where(active[rows], part, 0.0)
-                following = torch.where(active[rows].unsqueeze(-2), following, state)
-            updates[rows] = part
-            arena[index] = following
+        if optimizer.kind in FUSED:
+            updates = FUSED[optimizer.kind](optimizer, phi, arena, numbers, observations)
+        else:
+            updates = _step_module(optimizer, phi, arena, numbers, observations)
+    if active is None or before is None:
+        return updates
+    arena[numbers] = torch.where(active.unsqueeze(-2), arena[numbers], before)
+    return torch.where(active, updates, 0.0)
+
+
+def _step_module(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
+    updates = torch.empty_like(observations.gradients)
+    group = max(1, _GROUP_BYTES // (4 * PAGE * max(1, len(optimizer.features))))
+    for start in range(0, len(numbers), group):
+        rows = slice(start, start + group)
+        index = numbers[rows]
+        updates[rows], arena[index] = optimizer.step(phi, _rows(observations, rows), arena[index])
     return updates
 
 

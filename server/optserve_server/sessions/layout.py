@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.serving import PAGE, pages_for
+from optserve_server.optimizers.base import PAGE
+from optserve_server.optimizers.serving import pages_for
 from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid, nearest, shown
 
 MAX_PARAMETERS = 10_000

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.serving import PAGE
+from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.errors import StateTooLarge
 
 FLOAT_BYTES = 4

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optserve.wire.gradients import widen
 from optserve_server.optimizers import Observations, Optimizer, hyperparameters
-from optserve_server.optimizers.serving import PAGE
+from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.checkpoints import Checkpoint, Checkpoints
 from optserve_server.sessions.errors import (
     HyperparametersInvalid,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optserve.wire.gradients import STORAGE, narrow, widen
-from optserve_server.optimizers.serving import PAGE
+from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.errors import GradientsInvalid, Invalid
 from optserve_server.sessions.layout import Layout, Selection
 
