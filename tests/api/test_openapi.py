@@ -34,6 +34,15 @@ def test_the_document_is_valid(document):
     OpenAPIV31SpecValidator(document).validate()
 
 
+def test_every_schema_has_a_title_of_its_own(document, operations):
+    """Generators of clients name their classes by it."""
+    schemas = document["components"]["schemas"]
+    assert {name: schema["title"] for name, schema in schemas.items()} == {name: name for name in schemas}
+    reply = operations["GET /v1/sessions"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert reply == {"$ref": "#/components/schemas/SessionInfoPage"}
+    assert schemas["SessionInfoPage"]["properties"]["items"]["items"] == {"$ref": "#/components/schemas/SessionInfo"}
+
+
 def test_every_operation_has_a_name_a_summary_a_description_and_a_tag(operations):
     names = [operation["operationId"] for operation in operations.values()]
     assert len(names) == len(set(names))

@@ -1,5 +1,7 @@
 """The OpenAPI of the routes that read and write more than JSON, and of the problems they all share."""
 
+import json
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -109,6 +111,14 @@ PUT_STATE: dict[str, Any] = {
 }
 
 
+def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
+    """`Page[SessionInfo]` as `SessionInfoPage`: generators name their classes by a schema's title, once each."""
+    named: dict[str, Any] = json.loads(re.sub(r"Page_(\w+?)_(?=\")", r"\1Page", json.dumps(schema)))
+    for name, component in named["components"]["schemas"].items():
+        component["title"] = name
+    return named
+
+
 def install(app: FastAPI) -> None:
     """Give `app` an OpenAPI document that knows the problems."""
 
@@ -123,7 +133,7 @@ def install(app: FastAPI) -> None:
                 separate_input_output_schemas=False,
             )
             schema.setdefault("components", {}).setdefault("schemas", {})[problems.SCHEMA_NAME] = problems.SCHEMA
-            app.openapi_schema = schema
+            app.openapi_schema = _with_named_pages(schema)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
