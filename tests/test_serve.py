@@ -39,7 +39,12 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
     assert httpx.get(f"{server.url}/docs").status_code == 200
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=20) == 0
-    for told in (f"{server.url}/docs", "default optimizer  rnnprop", "kernel             torch", str(server.data_dir)):
+    for told in (
+        f"{server.url}/docs",
+        "default optimizer  rnnprop",
+        "kernel             numba for lstm, rnnprop; torch for all others",
+        str(server.data_dir),
+    ):
         assert told in server.banner
 
 

@@ -37,10 +37,10 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
     )
-    log.info("kernels", note="compiled the first time, which takes some seconds")
-    compile_kernels()
     app.state.settings = settings
     app.state.database = _open_database(settings)
+    log.info("loading kernels", note="the first time on a machine they are compiled, which takes some seconds")
+    compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
     for router in (sessions.router, states.router, states.plain_router, optimizers.router, tasks.router):
         versioned.include_router(router)

@@ -163,6 +163,7 @@ def _server(app: "FastAPI", settings: "Settings", listening: socket.socket) -> "
 
 def _greet(settings: "Settings", listening: socket.socket) -> None:
     import optserve
+    from optserve_server.optimizers.fused import FUSED
 
     if settings.uds is not None:
         url, docs = f"unix://{settings.uds.absolute()}", "/docs on that socket"
@@ -174,7 +175,7 @@ def _greet(settings: "Settings", listening: socket.socket) -> None:
         f"optserve {optserve.__version__} serves at {url}\n"
         f"  documentation      {docs}\n"
         f"  default optimizer  {settings.default_optimizer}\n"
-        f"  kernel             numba for lstm and rnnprop, torch for all others\n"
+        f"  kernel             numba for {', '.join(FUSED)}; torch for all others\n"
         f"  data               {settings.data_dir.absolute()}\n"
         "Stop it with Ctrl-C."
     )
