@@ -1,11 +1,12 @@
 """What a server can be told: by command line options, `OPTSERVE_…` environment variables, or an `optserve.toml`."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from optserve_server.naming import nearest
 
 FILE = "optserve.toml"
 ENVIRONMENT_PREFIX = "OPTSERVE_"
@@ -80,5 +81,4 @@ def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
     name = ".".join(map(str, location))
     if kind != "extra_forbidden":
         return f"setting {name!r}: {message}"
-    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"there is no setting {name!r}{nearest(name, Settings.model_fields)}"

@@ -15,7 +15,8 @@ from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS, SAFETENSORS
 from optserve_server.api import json_form
 from optserve_server.api.problems import Problem
 from optserve_server.api.targets import Target, require_names
-from optserve_server.sessions.errors import Invalid, shown
+from optserve_server.naming import shown
+from optserve_server.sessions.errors import Invalid
 from optserve_server.sessions.layout import Selection
 
 MEDIA_TYPES = (OCTET_STREAM, SAFETENSORS, JSON)

@@ -11,7 +11,8 @@ from optserve.wire import problems
 from optserve.wire.gradients import narrow, widen
 from optserve_server.api.problems import Problem
 from optserve_server.api.targets import Target, require_names
-from optserve_server.sessions.errors import Invalid, RequestInvalid, nearest, shown
+from optserve_server.naming import nearest, shown
+from optserve_server.sessions.errors import Invalid, RequestInvalid
 from optserve_server.sessions.layout import ParameterSlot, Selection
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}

@@ -13,7 +13,8 @@ from optserve.wire.gradients import STORAGE
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesSettings, UsesStore, UsesVersions
 from optserve_server.api.problems import responses
-from optserve_server.sessions.errors import RequestInvalid, shown
+from optserve_server.naming import shown
+from optserve_server.sessions.errors import RequestInvalid
 from optserve_server.sessions.layout import lay_out
 from optserve_server.sessions.plan import Plan
 from optserve_server.sessions.session import Session, rfc3339

@@ -15,7 +15,8 @@ from optserve_server.api.bodies import PlainRoute, receive
 from optserve_server.api.documents import STEP
 from optserve_server.api.problems import responses
 from optserve_server.api.targets import Target
-from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid, nearest, shown
+from optserve_server.naming import nearest, shown
+from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid
 from optserve_server.sessions.plan import MAX_STEPS
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.store import SessionStore

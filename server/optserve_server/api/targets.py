@@ -6,7 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from optserve_server.sessions.errors import Invalid, nearest, shown
+from optserve_server.naming import nearest, shown
+from optserve_server.sessions.errors import Invalid
 from optserve_server.sessions.layout import Selection
 
 _HINTS = {"gradients": " A parameter without a gradient this time is named in `?skip=`.", "parameters": ""}

@@ -3,7 +3,6 @@
 Two runs of one recipe on one type of machine give the same φ bit for bit.
 """
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from optserve_server import optimizers, tasks
+from optserve_server.naming import nearest
 from optserve_server.optimizers import Optimizer
 from optserve_server.tasks import TaskFamily
 
@@ -196,9 +196,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         table = _TABLES.get(str(part), table)
     known = list(table.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown key{guess} It takes {', '.join(known)}"
+    return f"unknown key{nearest(location[-1], known)}; there are {', '.join(known)}"
 
 
 _TABLES: dict[str, type[BaseModel]] = {

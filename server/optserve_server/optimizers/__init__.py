@@ -1,13 +1,13 @@
 """Optimizers m: learned and designed by hand, one contract (`base`), looked up by the name of their architecture."""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from optserve_server.naming import nearest
 from optserve_server.optimizers.adam import Adam, AdamW
 from optserve_server.optimizers.base import (
     Gradients,
@@ -54,7 +54,7 @@ def build(description: Mapping[str, Any]) -> Optimizer:
     options = dict(description)
     kind = options.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"there is no architecture {kind!r}{_nearest(kind, kinds)}; there are {', '.join(kinds)}")
+        raise ValueError(f"there is no architecture {kind!r}{nearest(kind, kinds)}; there are {', '.join(kinds)}")
     if kind in HAND_DESIGNED:
         return with_hyperparameters(HAND_DESIGNED[kind](), options)
     cls = kinds[kind]
@@ -62,7 +62,7 @@ def build(description: Mapping[str, Any]) -> Optimizer:
     known = [field.name for field in dataclasses.fields(cls)]
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"architecture {kind!r} has no {name!r}{_nearest(name, known)}; it has {', '.join(known)}")
+            raise ValueError(f"architecture {kind!r} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}")
         _check(name, value, hints[name])
     optimizer: Optimizer = cls(**options)
     return optimizer
@@ -89,8 +89,3 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 def _article(hint: type[Any] | types.GenericAlias) -> str:
     return "a whole number" if hint is int else "a number"
-
-
-def _nearest(name: object, known: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,11 +1,11 @@
 """Hyperparameters of the hand-designed optimizers: their dataclasses' fields, with PyTorch's names and defaults."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from optserve_server.naming import nearest, shown
 from optserve_server.optimizers.base import Optimizer
 
 
@@ -33,7 +33,10 @@ def with_hyperparameters(optimizer: Optimizer, changes: Mapping[str, Any]) -> Op
     defaults = hyperparameters(optimizer)
     for name in changes:
         if name not in defaults:
-            raise ValueError(_unknown(optimizer.kind, name, list(defaults)))
+            raise ValueError(
+                f"{optimizer.kind!r} has no hyperparameter {shown(name)}{nearest(name, defaults)}; "
+                f"it takes {', '.join(defaults)}"
+            )
     converted = {name: _convert(name, value, getattr(optimizer, name)) for name, value in changes.items()}
     return dataclasses.replace(optimizer, **converted)  # type: ignore[type-var]
 
@@ -47,12 +50,6 @@ def require_range(name: str, value: float, *, low: float = 0.0, below: float = m
     if not low <= value < below:
         limit = f"at least {low:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise ValueError(f"{name} is {value:g}, but must be {limit}")
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{kind!r} has no hyperparameter {name!r}{guess} It takes {', '.join(known)}."
 
 
 def _convert(name: str, value: Any, present: Any) -> Any:

@@ -11,14 +11,12 @@ RegistryError
     └── WeightsMalformed
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
-
-_SHOWN = 80  # characters of a name that an error message repeats
+from optserve_server.naming import SHOWN, nearest, shown
 
 
 class RegistryError(Exception):
@@ -42,8 +40,8 @@ class OptimizerNotFound(NotFound):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(
-            f"There is no optimizer {shown(name)}{nearest(name, known)} GET /v1/optimizers lists all of them.",
-            optimizer=name[:_SHOWN],
+            f"There is no optimizer {shown(name)}{nearest(name.lower(), known)}. GET /v1/optimizers lists all of them.",
+            optimizer=name[:SHOWN],
         )
 
 
@@ -55,7 +53,7 @@ class VersionNotFound(NotFound):
     def __init__(self, optimizer: str, number: int | str, newest: int) -> None:
         versions = "only version 1" if newest == 1 else f"versions 1 to {newest}"
         super().__init__(
-            f"{optimizer!r} has no version {str(number)[:_SHOWN]}; it has {versions}.",
+            f"{optimizer!r} has no version {str(number)[:SHOWN]}; it has {versions}.",
             optimizer=optimizer,
             newest=newest,
         )
@@ -68,7 +66,7 @@ class AliasNotFound(NotFound):
 
     def __init__(self, optimizer: str, alias: str, known: Sequence[str]) -> None:
         super().__init__(
-            f"{optimizer!r} has no alias {shown(alias)}{nearest(alias, known)} It has {', '.join(known)}.",
+            f"{optimizer!r} has no alias {shown(alias)}{nearest(alias.lower(), known)}. It has {', '.join(known)}.",
             optimizer=optimizer,
             aliases=list(known),
         )
@@ -101,14 +99,3 @@ class WeightsMalformed(WeightsInvalid):
     """The file is no safetensors file at all."""
 
     problem = problems.MALFORMED_BODY
-
-
-def shown(name: str) -> str:
-    """A name as an error message repeats it: quoted, and cut where it is very long."""
-    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence: `; did you mean 'lstm'?` where a known name is close, else a full stop."""
-    near = difflib.get_close_matches(name[:_SHOWN].lower(), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."

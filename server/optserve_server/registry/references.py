@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from optserve_server.registry.errors import NameInvalid, shown
+from optserve_server.naming import shown
+from optserve_server.registry.errors import NameInvalid
 
 LATEST, BEST, CHAMPION = "latest", "best", "champion"
 KEPT_BY_SERVER = frozenset({LATEST, BEST})

@@ -17,14 +17,11 @@ SessionError
     └── ParametersNeeded
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
-
-_SHOWN = 80  # characters of a name or a number that an error message repeats
+from optserve_server.naming import nearest, shown
 
 
 class SessionError(Exception):
@@ -159,16 +156,3 @@ class ParametersNeeded(Invalid):
     """The optimizer cannot step without θ."""
 
     problem = problems.PARAMETERS_NEEDED
-
-
-def shown(value: object) -> str:
-    """A name or a number as an error message repeats it: quoted, and cut where it is very long."""
-    text = str(value)
-    short = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-    return repr(short) if isinstance(value, str) else short
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'encoder.weight'?` where a known name is close, else nothing."""
-    near = difflib.get_close_matches(name[:_SHOWN], list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

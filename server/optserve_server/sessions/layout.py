@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from optserve_server.naming import nearest, shown
 from optserve_server.optimizers.base import PAGE
 from optserve_server.optimizers.serving import pages_for
-from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid, nearest, shown
+from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid
 
 MAX_PARAMETERS = 10_000
 MAX_DIMENSIONS = 32

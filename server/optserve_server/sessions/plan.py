@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optserve.wire.gradients import DTYPES
+from optserve_server.naming import nearest, shown
 from optserve_server.optimizers import Optimizer, Phi, with_hyperparameters
-from optserve_server.sessions.errors import HyperparametersInvalid, RequestInvalid, nearest, shown
+from optserve_server.sessions.errors import HyperparametersInvalid, RequestInvalid
 
 MAX_TEXT_CHARACTERS = 256  # of a label or a checkpoint's name
 MAX_TTL_SECONDS = 366 * 86400.0

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve.wire import tensors
+from optserve_server.naming import shown
 from optserve_server.optimizers.base import PAGE
-from optserve_server.sessions.errors import StateMalformed, StateMismatch, shown
+from optserve_server.sessions.errors import StateMalformed, StateMismatch
 from optserve_server.sessions.plan import MAX_STEPS
 from optserve_server.sessions.session import Session
 

@@ -1,12 +1,12 @@
 """Task families: distributions of optimizees f to meta-train and evaluate on, looked up by name."""
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from optserve_server.naming import nearest
 from optserve_server.tasks.base import TaskFamily
 from optserve_server.tasks.digits_mlp import DigitsMLP
 from optserve_server.tasks.quadratic import Quadratic
@@ -23,11 +23,11 @@ def build(name: str, parameters: Mapping[str, Any]) -> TaskFamily:
         ValueError: an unknown family or parameter (the message names the nearest), or a value out of its range.
     """
     if name not in FAMILIES:
-        raise ValueError(f"there is no task family {name!r}{_nearest(name, FAMILIES)}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"there is no task family {name!r}{nearest(name, FAMILIES)}; there are {', '.join(FAMILIES)}")
     known = parameters_schema(name)["properties"]
     for parameter in parameters:
         if parameter not in known:
-            near = _nearest(parameter, known)
+            near = nearest(parameter, known)
             raise ValueError(f"family {name!r} has no parameter {parameter!r}{near}; it has {', '.join(known)}")
     try:
         family: TaskFamily = _adapter(name).validate_python(dict(parameters))
@@ -46,8 +46,3 @@ def parameters_schema(name: str) -> dict[str, Any]:
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(FAMILIES[name])
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
