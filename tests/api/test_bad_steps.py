@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,11 @@ def overlapping():
     return struct.pack("<Q", len(header)) + header + bytes(144)
 
 
+def described(shape, data=bytes(144)):
+    header = json.dumps({"scale": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
 def refused(word, status=422, slug="gradients-invalid", **members):
     return {"word": word, "status": status, "slug": slug, "members": members}
 
@@ -78,6 +84,8 @@ BAD_TENSORS = {
     "nonsense": (b"\xff" * 40, {}, malformed("safetensors")),
     "empty": (b"", {}, malformed("safetensors")),
     "overlapping": (overlapping(), {}, malformed("does not lie where")),
+    "33 dimensions": (described([1] * 33), {}, malformed("more than 32 dimensions")),
+    "an endless dimension": (described([10**18, 10**18]), {}, malformed("does not lie where")),
     "one missing": (tensors(scale=None), {}, refused("?skip=", parameter=SCALE)),
     "one too many": (tensors(bias=torch.ones(5)), {}, refused("'bias'", parameter="bias")),
     "another shape": (tensors(encoder_bias=torch.ones(5, 1)), {}, refused("[5, 1]", parameter=BIAS)),
@@ -254,3 +262,11 @@ def test_bytes_behind_the_body_are_no_part_of_the_step(server, http, pair):
         http.post(f"{pair[0]}/steps/{step}", content=GOOD.tobytes(), headers={"Content-Type": OCTETS})
     http.post(f"{pair[1]}/steps/{step}", content=GOOD.tobytes(), headers={"Content-Type": OCTETS})
     assert_undisturbed(http, pair, step + 1)
+
+
+def test_a_shape_whose_product_takes_long_is_refused_at_once(new_loop, assert_problem):
+    loop = new_loop("adam", {"scale": (500_000,)})
+    started = time.perf_counter()
+    reply = loop.post(0, described([10**18] * 60_000), SAFETENSORS)
+    assert_problem(reply, "more than 32 dimensions", 400, "malformed-body")
+    assert time.perf_counter() - started < 2

@@ -204,3 +204,17 @@ def test_a_state_goes_on_at_another_server(new_loop, gradients, start_server):
         assert elsewhere.put(f"{path}/state", content=state, headers=SAFETENSORS).status_code == 200
         reply = elsewhere.post(f"{path}/steps/1", content=flat.tobytes(), headers=OCTETS)
         assert reply.content == loop.step(1, flat)
+
+
+def test_a_state_that_is_much_longer_than_this_session_s_is_refused(new_loop, assert_problem):
+    loop = new_loop("adam")
+    reply = loop.http.put(f"{loop.path}/state", content=bytes(1 << 18), headers=SAFETENSORS)
+    assert_problem(reply, "at most", 413, "body-too-large")
+
+
+def test_a_state_with_names_that_json_escapes_fits(new_loop, gradients):
+    shapes = {"\U0001f600" * 250 + str(number): (1,) * 32 for number in range(50)}
+    loop, other = new_loop("sgd", shapes), new_loop("sgd", shapes)
+    loop.step(0, gradients(50))
+    assert other.http.put(f"{other.path}/state", content=loop.state(), headers=SAFETENSORS).status_code == 200
+    assert other.state() == loop.state()

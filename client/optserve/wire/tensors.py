@@ -19,6 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
+_MAX_DIMENSIONS = 32
 
 
 def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -137,12 +138,23 @@ def _require_contiguous(entries: Mapping[str, Entry], start: int, stop: int) -> 
             raise ValueError(f"not a safetensors file: {name!r} is of the unknown dtype {entry.dtype!r}")
         if not all(type(size) is int and size >= 0 for size in entry.shape):
             raise ValueError(f"not a safetensors file: the shape of {name!r} is not made of whole numbers")
-        size = math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
+        size = _elements(name, entry.shape, stop - start) * ITEM_BYTES[entry.dtype]
         if (entry.start, entry.stop) != (position, position + size):
             raise ValueError(f"not a safetensors file: {name!r} does not lie where its shape and dtype say")
         position = entry.stop
     if position != stop:
         raise ValueError(f"not a safetensors file: it ends {stop - position:+d} bytes from where its header says")
+
+
+def _elements(name: str, shape: tuple[int, ...], room: int) -> int:
+    # Checked before they are multiplied: the product of many large sizes takes minutes.
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"not a safetensors file: {name!r} has more than {_MAX_DIMENSIONS} dimensions")
+    if 0 in shape:
+        return 0
+    if max(shape, default=1) > room:
+        raise ValueError(f"not a safetensors file: {name!r} does not lie where its shape and dtype say")
+    return math.prod(shape)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

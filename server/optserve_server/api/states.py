@@ -26,7 +26,7 @@ router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route
 plain_router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=PlainRoute)
 
 _GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED)
-_METADATA_BYTES = 16 << 20  # of a state's header, generously
+_METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names and shapes, generously
 
 
 @router.put("/checkpoints/{name}", summary="Save a checkpoint", responses=responses(*_GONE, problems.STATE_TOO_LARGE))
@@ -102,8 +102,7 @@ async def put_state(request: Request) -> Response:
     if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
         raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
     layout = session.layout
-    numbers = layout.coordinates * (session.arena.features + 1) + 2 * len(layout.parameters)
-    data = await read_body(request, numbers * 4 + _METADATA_BYTES)
+    data = await read_body(request, _longest_state(session))
     await store.run(session, lambda: state.decode(session, data))
     return _json(session)
 
@@ -135,6 +134,14 @@ async def put_parameters(request: Request) -> Response:
 
     await store.run(session, work)
     return Response(status_code=204)
+
+
+def _longest_state(session: Session) -> int:
+    layout = session.layout
+    numbers = layout.coordinates * (session.arena.features + 1) + 2 * len(layout.parameters)
+    # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
+    described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in layout.parameters)
+    return numbers * 4 + described + _METADATA_BYTES
 
 
 def _session(request: Request) -> tuple[SessionStore, Session]:
