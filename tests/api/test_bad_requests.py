@@ -31,6 +31,7 @@ def test_parameters_that_cannot_be(assert_problem, http, case):
 
 
 MANY = [{"name": str(number), "shape": [1]} for number in range(10_001)]
+DEEP = json.loads("[" * 900 + "]" * 900)
 REQUEST, HYPERPARAMETERS = "request-invalid", "hyperparameters-invalid"
 
 BAD_SESSIONS = {  # the key that is changed, its value, the type of the problem, what the problem names
@@ -49,6 +50,7 @@ BAD_SESSIONS = {  # the key that is changed, its value, the type of the problem,
     "an unprintable label": ("label", "\ud800", REQUEST, "#/label"),
     "an unknown hyperparameter": ("hyperparameters", {"beta": 1}, HYPERPARAMETERS, "'betas'"),
     "a hyperparameter out of range": ("hyperparameters", {"betas": [1, 1]}, HYPERPARAMETERS, "betas[0]"),
+    "a hyperparameter nested deeply": ("hyperparameters", {"lr": DEEP}, HYPERPARAMETERS, "lr"),
     "a hyperparameter beyond numbers": ("hyperparameters", {"lr": 10**400}, HYPERPARAMETERS, ""),
 }
 

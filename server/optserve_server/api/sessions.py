@@ -1,11 +1,9 @@
 """Sessions: create, list, read, change, delete."""
 
 import hashlib
-import json
-from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response, status
+from fastapi import APIRouter, Path, Request, Response, status
 
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.bodies import OptimizerReference, Page, Parameter, SessionInfo, SessionPatch, SessionRequest
@@ -42,6 +40,7 @@ SessionId = Annotated[str, Path(description="The session's `id`")]
 )
 async def create_session(
     body: SessionRequest,
+    request: Request,
     response: Response,
     store: UsesStore,
     versions: UsesVersions,
@@ -49,7 +48,7 @@ async def create_session(
     idempotency_key: IdempotencyKey = None,
 ) -> SessionInfo:
     """Start a training loop's hidden state at h_0 = 0, under an optimizer version that it keeps for ever."""
-    fingerprint = hashlib.sha256(json.dumps(asdict(body), sort_keys=True).encode()).hexdigest()
+    fingerprint = hashlib.sha256(await request.body()).hexdigest() if idempotency_key else ""
     session = store.find_created(idempotency_key, fingerprint) if idempotency_key else None
     if session is None:
         plan = Plan(body.dtype, body.hyperparameters, body.horizon, body.label, body.ttl_seconds)
