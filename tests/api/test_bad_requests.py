@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import httpx
 import pytest
@@ -118,3 +119,51 @@ def test_what_is_no_http_is_a_problem_too(server):
         reply = connection.makefile("rb").read()
     assert reply.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in reply
+
+
+def test_a_list_of_too_many_things_is_refused_at_once(assert_problem, http):
+    started = time.perf_counter()
+    reply = http.post("/sessions", json={"parameters": [0] * 100_000})
+    assert_problem(reply, "at most 10000", 422, "request-invalid")
+    assert [error["pointer"] for error in reply.json()["errors"]] == ["#/parameters"]
+    reply = http.post("/sessions", json={"parameters": [{"name": "w", "shape": ["x"] * 700_000}]})
+    assert_problem(reply, "more members", 422, "request-invalid")
+    assert time.perf_counter() - started < 1
+
+
+def test_a_problem_tells_of_the_first_faults_only(assert_problem, http):
+    reply = http.post("/sessions", json={"parameters": [0] * 1000})
+    assert_problem(reply, "#/parameters/0", 422, "request-invalid")
+    assert len(reply.json()["errors"]) == 20
+
+
+def exchange(server, sent):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(sent)
+        return connection.makefile("rb").read()
+
+
+def step_request(loop, step, body):
+    head = (
+        f"POST /v1{loop.path}/steps/{step} HTTP/1.1\r\nHost: test\r\nContent-Type: application/octet-stream\r\n"
+        f"Content-Length: 8\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("rest", [bytes(4), b"POST /v1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno length"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_before_something_that_is_no_http_has_its_reply(server, new_loop, rest, steps):
+    loop = new_loop("adam", {"w": (2,)})
+    requests = b"".join(step_request(loop, step, bytes(8)) for step in range(steps))
+    replies = exchange(server, requests + rest).split(b"HTTP/1.1 ")[1:]
+    assert [reply[:3] for reply in replies] == [b"200"] * steps + [b"400"]
+    assert b"connection: close" in replies[-1]
+    assert loop.get()["next_step"] == steps
+
+
+def test_a_request_whose_body_is_no_http_is_refused_at_once(server, new_loop):
+    loop = new_loop("adam", {"w": (2,)})
+    chunked = step_request(loop, 0, b"no length").replace(b"Content-Length: 8", b"Transfer-Encoding: chunked")
+    assert [reply[:3] for reply in exchange(server, chunked).split(b"HTTP/1.1 ")[1:]] == [b"400"]
+    assert loop.get()["next_step"] == 0
