@@ -47,6 +47,23 @@ def test_a_list_comes_in_pages(http):
         http.delete(f"/sessions/{one}")
 
 
+def test_a_page_describes_no_more_parameters_than_one_session_can_have(http):
+    parameters = [{"name": str(number), "shape": [1]} for number in range(4000)]
+    made = [create(http, parameters=parameters).json()["id"] for _ in range(4)]
+    found, cursor, longest = [], None, 0
+    while True:
+        page = http.get("/sessions", params={"limit": 1000} | ({"cursor": cursor} if cursor else {})).json()
+        longest = max(longest, sum(len(item["parameters"]) for item in page["items"]))
+        found += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert [one for one in found if one in made] == made
+    assert longest <= 10_000
+    for one in made:
+        http.delete(f"/sessions/{one}")
+
+
 def test_an_idempotency_key_creates_one_session(http, assert_problem):
     with ThreadPoolExecutor(8) as threads:
         replies = list(threads.map(lambda _: create(http, key="one of a kind"), range(8)))

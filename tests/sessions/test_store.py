@@ -105,10 +105,11 @@ def test_who_waits_for_a_session_that_goes_away_is_told(size):
     run(test)
 
 
-def test_large_steps_leave_the_event_loop_free():
+@pytest.mark.parametrize(("size", "parsed_bytes"), [(SIZES[1], 0), (SIZES[0], 100_000)])
+def test_large_steps_and_bodies_leave_the_event_loop_free(size, parsed_bytes):
     async def test(store):
-        session = new_session(store, size=SIZES[1])
-        step = asyncio.create_task(store.run(session, lambda: time.sleep(0.3)))
+        session = new_session(store, size=size)
+        step = asyncio.create_task(store.run(session, lambda: time.sleep(0.3), parsed_bytes))
         start = time.perf_counter()
         for _ in range(10):
             await asyncio.sleep(0.001)

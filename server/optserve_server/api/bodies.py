@@ -1,5 +1,6 @@
 """How the bodies of requests are read."""
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,10 +12,13 @@ from starlette.responses import Response
 from optserve.wire import problems
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
 from optserve_server.api import forms, json_form
-from optserve_server.api.problems import Problem
+from optserve_server.api.problems import Problem, pointer
 from optserve_server.api.targets import Target
+from optserve_server.naming import shown
+from optserve_server.sessions.layout import MAX_DIMENSIONS, MAX_PARAMETERS
 
 MAX_JSON_BYTES = 4 << 20  # of a body that does not carry numbers by the million
+MAX_JSON_COMMAS = MAX_PARAMETERS * (MAX_DIMENSIONS + 2)  # of the longest list of parameters, and what stands beside it
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -42,6 +46,23 @@ class _JsonRequest(Request):
             if self._body:
                 self._require_json()
         return self._body
+
+    async def json(self) -> Any:
+        """The body as Python has it; what has more members than any request is refused before each is looked at.
+
+        Raises:
+            Problem: too many members.
+        """
+        data = await self.body()
+        if data.count(b",") > MAX_JSON_COMMAS:
+            raise Problem(problems.REQUEST_INVALID, "The body has more members than any request of this server.")
+        parsed = json.loads(data)
+        for name, value in parsed.items() if isinstance(parsed, dict) else ():
+            if isinstance(value, list) and len(value) > MAX_PARAMETERS:
+                detail = f"{shown(name)} is a list of {len(value)}, but may have at most {MAX_PARAMETERS} items."
+                errors = [{"pointer": pointer(name), "detail": detail}]
+                raise Problem(problems.REQUEST_INVALID, detail, errors=errors)
+        return parsed
 
     def _require_json(self) -> None:
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -89,11 +110,12 @@ async def read_body(request: Request, limit: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def receive(request: Request, form: str, target: Target) -> Callable[[], dict[str, Any]]:
+async def receive(request: Request, form: str, target: Target) -> tuple[Callable[[], dict[str, Any]], int]:
     """Receive a body of gradients or parameters.
 
     `octet-stream` goes straight to the target, with one copy. The other forms are parsed by the function returned,
-    which may take long; it gives the members of a JSON body beside the numbers.
+    which may take long; it gives the members of a JSON body beside the numbers. The number of bytes that it parses
+    comes with it.
 
     Raises:
         Problem: too long, or cut off.
@@ -101,7 +123,7 @@ async def receive(request: Request, form: str, target: Target) -> Callable[[], d
     """
     if form == OCTET_STREAM:
         await _receive_octets(request, target)
-        return dict
+        return dict, 0
     data = await read_body(request, min(forms.longest(form, target), request.app.state.settings.max_body_bytes))
 
     def parse() -> dict[str, Any]:
@@ -110,7 +132,7 @@ async def receive(request: Request, form: str, target: Target) -> Callable[[], d
             return {}
         return json_form.read(data, target)
 
-    return parse
+    return parse, len(data)
 
 
 async def _receive_octets(request: Request, target: Target) -> None:

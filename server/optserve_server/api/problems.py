@@ -18,6 +18,8 @@ from optserve_server.sessions.errors import SessionError
 
 log = structlog.get_logger(__name__)
 
+_MAX_ERRORS = 20  # of one request that a reply tells of
+
 SCHEMA_NAME = "Problem"
 SCHEMA: dict[str, Any] = {
     "title": SCHEMA_NAME,
@@ -113,7 +115,7 @@ async def _known(request: Request, error: Exception) -> Response:
 
 
 async def _request_invalid(request: Request, error: Exception) -> Response:
-    found = cast(RequestValidationError, error).errors()
+    found = cast(RequestValidationError, error).errors()[:_MAX_ERRORS]
     if found and found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
         return response(problems.MALFORMED_BODY, f"The body is not JSON: {reason} at character {found[0]['loc'][-1]}.")
@@ -126,8 +128,13 @@ def _field(location: tuple[str | int, ...], message: str) -> dict[str, str]:
     place, *path = location
     if place != "body":
         return {"parameter": ".".join(map(str, path)), "detail": message}
+    return {"pointer": pointer(*path), "detail": message}
+
+
+def pointer(*path: str | int) -> str:
+    """The JSON pointer (RFC 6901) to a place in the body."""
     steps = [str(step).replace("~", "~0").replace("/", "~1") for step in path]
-    return {"pointer": "#" + "".join("/" + step for step in steps), "detail": message}
+    return "#" + "".join("/" + step for step in steps)
 
 
 async def _framework(request: Request, error: Exception) -> Response:

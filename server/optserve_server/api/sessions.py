@@ -1,6 +1,7 @@
 """Sessions: create, list, read, change, delete."""
 
 import hashlib
+from itertools import accumulate
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response, status
@@ -13,7 +14,7 @@ from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, Uses
 from optserve_server.api.problems import responses
 from optserve_server.naming import shown
 from optserve_server.sessions.errors import RequestInvalid
-from optserve_server.sessions.layout import lay_out
+from optserve_server.sessions.layout import MAX_PARAMETERS, lay_out
 from optserve_server.sessions.plan import Plan
 from optserve_server.sessions.session import Session, rfc3339
 
@@ -63,11 +64,11 @@ async def create_session(
 
 @router.get("", summary="List the sessions", responses=responses())
 async def list_sessions(store: UsesStore, limit: Limit = 100, cursor: Cursor = None) -> Page[SessionInfo]:
-    """The sessions that live, in the order of their creation."""
+    """The sessions that live, in the order of their creation; a page is shorter if they have many parameters."""
     number = _read_cursor(cursor)
     found = store.after(number, limit + 1)
-    page = found[:limit]
-    return Page([describe(session) for session in page], str(page[-1].number) if len(found) > limit else None)
+    page = found[: _fitting(found[:limit])]
+    return Page([describe(session) for session in page], str(page[-1].number) if len(found) > len(page) else None)
 
 
 @router.get(
@@ -127,6 +128,12 @@ def describe(session: Session) -> SessionInfo:
         created_at=rfc3339(session.created_at),
         expires_at=rfc3339(session.expires_at),
     )
+
+
+def _fitting(sessions: list[Session]) -> int:
+    # How many one reply describes, at least one: a page of many large sessions would hold up the event loop.
+    parameters = accumulate(len(session.layout.parameters) for session in sessions)
+    return max(1, sum(total <= MAX_PARAMETERS for total in parameters))
 
 
 def _read_cursor(cursor: str | None) -> int:

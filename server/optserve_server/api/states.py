@@ -101,9 +101,8 @@ async def put_state(request: Request) -> Response:
     store, session = _session(request)
     if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
         raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
-    layout = session.layout
     data = await read_body(request, _longest_state(session))
-    await store.run(session, lambda: state.decode(session, data))
+    await store.run(session, lambda: state.decode(session, data), len(data))
     return _json(session)
 
 
@@ -126,13 +125,14 @@ async def put_parameters(request: Request) -> Response:
     form = forms.media_type(request.headers.get("content-type", ""))
     selection = session.layout.complete
     bits = np.empty(selection.coordinates, STORAGE[session.dtype])
-    parse = await receive(request, form, Target("parameters", bits, selection, session.dtype, ParametersInvalid))
+    target = Target("parameters", bits, selection, session.dtype, ParametersInvalid)
+    parse, length = await receive(request, form, target)
 
     def work() -> None:
         json_form.require_known(parse(), ())
         session.put_parameters(bits)
 
-    await store.run(session, work)
+    await store.run(session, work, length)
     return Response(status_code=204)
 
 

@@ -54,7 +54,7 @@ async def take_step(request: Request) -> Response:
     loss, skip = _read_query(request.scope["query_string"])
     gradients = StepGradients(session.layout.select(skip), session.dtype, loss)
     target = Target("gradients", gradients.bits, gradients.selection, session.dtype, GradientsInvalid)
-    parse = await receive(request, form, target)
+    parse, length = await receive(request, form, target)
     arrived = perf_counter()
 
     def work() -> tuple[bytes | memoryview, float, float]:
@@ -64,7 +64,7 @@ async def take_step(request: Request) -> Response:
         body = forms.write(form, number, updates, gradients.selection, session.dtype)
         return body, begun, perf_counter()
 
-    body, begun, done = await store.run(session, work)
+    body, begun, done = await store.run(session, work, length)
     timing = f"queue;dur={(begun - arrived) * 1e3:.3f}, compute;dur={(done - begun) * 1e3:.3f}"
     return Response(body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
 

@@ -22,6 +22,9 @@ INLINE_COORDINATES = 2048
 """Up to here a session's work is done on the event loop. The hop to a thread and back takes 0.1 ms, as much as such a
 step of a cheap optimizer; the dearest takes about 3 ms for as many coordinates."""
 
+INLINE_BYTES = 64 << 10
+"""Up to here a body is parsed on the event loop; that takes about 1 ms."""
+
 SWEEP_SECONDS = 1.0
 MAX_TOMBSTONES = 10_000  # expired sessions that are remembered as such
 _SWEEP_GROUP = 1000  # sessions looked at before others get the event loop
@@ -136,8 +139,10 @@ class SessionStore:
         """
         await self._remove(self.get(session_id))
 
-    async def run(self, session: Session, work: Callable[[], T]) -> T:
+    async def run(self, session: Session, work: Callable[[], T], parsed_bytes: int = 0) -> T:
         """Do `work` on a session when its turn comes, beside the event loop if the session is large.
+
+        So is work that parses many bytes, `parsed_bytes`, first.
 
         Work once begun is done to its end, whatever becomes of the caller.
 
@@ -145,7 +150,7 @@ class SessionStore:
             SessionNotFound, SessionExpired: the session went away before its turn.
             SessionError: whatever `work` raises.
         """
-        if session.layout.coordinates <= INLINE_COORDINATES:
+        if session.layout.coordinates <= INLINE_COORDINATES and parsed_bytes <= INLINE_BYTES:
             async with session.turn:
                 self._require_open(session)
                 return work()
