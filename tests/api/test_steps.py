@@ -185,3 +185,13 @@ def test_a_learned_optimizer_over_http_is_its_own_equations(new_loop, gradients,
         flat = gradients(loop.coordinates)
         updates, state = optimizer.step(phi, Observations(torch.from_numpy(flat), torch.tensor([float(step)])), state)
         np.testing.assert_allclose(loop.updates(step, flat), updates.numpy(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(1,) * 32, (64, 2, 1, 1)])
+def test_json_may_be_indented_and_its_names_escaped(new_loop, shape):
+    name = "\U0001f600" * 256
+    loop = new_loop("sgd", {name: shape})
+    body = json.dumps({"gradients": {name: np.ones(shape).tolist()}}, indent=8).encode()
+    reply = loop.post(0, body, "application/json")
+    assert reply.status_code == 200, reply.text
+    assert np.array(reply.json()["updates"][name]).shape == shape

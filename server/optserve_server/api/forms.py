@@ -5,24 +5,27 @@ in the session's dtype as NumPy stores it.
 """
 
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optserve.wire import problems, tensors
-from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS, SAFETENSORS_CODE, STORAGE
+from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS, SAFETENSORS_CODE
 from optserve_server.api import json_form
 from optserve_server.api.problems import Problem
 from optserve_server.api.targets import Target, require_names
 from optserve_server.naming import shown
 from optserve_server.sessions.errors import Invalid
-from optserve_server.sessions.layout import Selection
+from optserve_server.sessions.layout import ParameterSlot, Selection
 
 MEDIA_TYPES = (OCTET_STREAM, SAFETENSORS, JSON)
 
-_JSON_BYTES = 64  # of one number, generously
-_NAME_BYTES = 2048  # of one parameter's name, shape and place in a safetensors or JSON body, generously
+_LINE_BYTES = 64  # of one number or bracket in a JSON body, generously
+_INDENT_BYTES = 8  # of each level of an indented JSON body, generously
+_NAME_BYTES = 8192  # of one parameter's name (escaped, 12 bytes a character), shape and place, generously
 
 
 def media_type(content_type: str) -> str:
@@ -46,8 +49,15 @@ def media_type(content_type: str) -> str:
 
 def longest(form: str, target: Target) -> int:
     """How many bytes a body of this form can have at most."""
-    number = _JSON_BYTES if form == JSON else STORAGE[target.dtype].itemsize
-    return target.selection.coordinates * number + _NAME_BYTES * (len(target.selection.parameters) + 1)
+    parameters = target.selection.parameters
+    numbers = sum(map(_json_bytes, parameters)) if form == JSON else target.bits.nbytes
+    return numbers + _NAME_BYTES * (len(parameters) + 1)
+
+
+def _json_bytes(parameter: ParameterSlot) -> int:
+    # Each number and each bracket may stand on a line of its own.
+    lists = sum(accumulate(parameter.shape[:-1], mul, initial=1)) if parameter.shape else 0
+    return (parameter.size + 2 * lists) * (_LINE_BYTES + _INDENT_BYTES * len(parameter.shape))
 
 
 def wrong_length(length: int, target: Target) -> Invalid:
