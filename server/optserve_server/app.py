@@ -36,10 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.database = _open_database(settings)
-    log.info("loading kernels", note="the first time on a machine they are compiled, which takes some seconds")
+    log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
     for router in (sessions.router, states.router, states.plain_router, optimizers.router, tasks.router):

@@ -1,6 +1,7 @@
 """The hidden state: kept under names, gone back to, carried out and in, bit for bit."""
 
 import json
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -63,6 +64,20 @@ def test_checkpoints_are_listed_and_replaced(new_loop, gradients, assert_problem
     assert_problem(reply, "did you mean 'b'", 404, "checkpoint-not-found")
     assert_problem(loop.http.put(f"{loop.path}/checkpoints/%00"), "printable", 422, "request-invalid")
     assert loop.get()["next_step"] == 3
+
+
+@pytest.mark.parametrize("name", ["a/b", "../", "..", "épochs 1/2", "restore"])
+def test_a_checkpoint_can_have_any_printable_name(new_loop, name):
+    loop = new_loop("adam")
+    saved = loop.http.put(f"{loop.path}/checkpoints/{quote(name, safe='').replace('.', '%2E')}")
+    assert (saved.status_code, saved.json()["name"]) == (200, name)
+    assert loop.http.post(f"{loop.path}/restore", json={"checkpoint": name}).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "word"), [("%ff", "UTF-8"), ("a%EF%BF%BD", "UTF-8"), ("", "1 to 256")])
+def test_a_checkpoint_s_name_that_is_none(new_loop, assert_problem, name, word):
+    loop = new_loop("adam")
+    assert_problem(loop.http.put(f"{loop.path}/checkpoints/{name}"), word, 422, "request-invalid")
 
 
 def test_a_step_before_a_restore_is_not_answered_after_it(new_loop, gradients, assert_problem):

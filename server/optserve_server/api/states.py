@@ -29,7 +29,11 @@ _GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED)
 _METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names and shapes, generously
 
 
-@router.put("/checkpoints/{name}", summary="Save a checkpoint", responses=responses(*_GONE, problems.STATE_TOO_LARGE))
+@router.put(
+    "/checkpoints/{name:path}",  # a name may have slashes
+    summary="Save a checkpoint",
+    responses=responses(*_GONE, problems.STATE_TOO_LARGE),
+)
 async def save_checkpoint(session_id: SessionId, name: str, store: UsesStore) -> CheckpointInfo:
     """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
     session = store.get(session_id)

@@ -13,6 +13,7 @@ from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
 
 _OWN_BYTES = 1024  # what a checkpoint takes even where an optimizer keeps no hidden state
+_NO_CHARACTER = "\ufffd"  # what bytes that are not UTF-8 decode to
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Checkpoints:
         """
         if not 1 <= len(name) <= MAX_TEXT_CHARACTERS or not name.isprintable():
             raise RequestInvalid(f"A checkpoint's name has 1 to {MAX_TEXT_CHARACTERS} printable characters.")
+        if _NO_CHARACTER in name:
+            raise RequestInvalid("The checkpoint's name is not in UTF-8.")
         before = self._by_name.get(name)
         reserved = _OWN_BYTES + clocks.nbytes + (0 if theta is None else theta.numel() * FLOAT_BYTES)
         with self._memory.reserved(reserved):
