@@ -16,8 +16,8 @@ help: ## Show this list
 demo: $(VENV)/server.stamp ## Train a digits classifier through HTTP, against tuned Adam and SGD
 	@$(BIN)/optserve demo
 
-serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000
-	@$(BIN)/optserve serve
+serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000; PORT=8123 for another port
+	@$(BIN)/optserve serve $(if $(PORT),--port $(PORT))
 
 test: lint ## Run every check and every test
 	@$(BIN)/pytest

@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -269,3 +270,47 @@ def test_every_task_family_has_a_description_and_a_schema(http):
     second = http.get("/tasks", params={"limit": 1000, "cursor": first["next_cursor"]}).json()
     assert first["items"] + second["items"] == page["items"]
     assert second["next_cursor"] is None
+
+
+def test_weights_of_another_kind_do_not_become_a_version(server) -> None:
+    weights = httpx.get(f"{server.url}/v1/optimizers/lstm/versions/1/weights").content
+    reply = httpx.post(
+        f"{server.url}/v1/optimizers/rnnprop/versions",
+        content=weights,
+        headers={"Content-Type": "application/x-safetensors"},
+    )
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith(
+        "'rnnprop' is of the kind 'rnnprop', and these weights are of the kind 'lstm'"
+    )
+    assert httpx.get(f"{server.url}/v1/optimizers/rnnprop").json()["latest"] == 1
+
+
+@pytest.mark.parametrize("key", ["metrics", "recipe"])
+def test_metadata_nested_deeper_than_a_reply_can_be_is_refused(server, key: str) -> None:
+    arrays, metadata = tensors.decode(httpx.get(f"{server.url}/v1/optimizers/lstm/versions/1/weights").content)
+    nested = '{"a":' + "[" * 400 + "]" * 400 + "}"
+    reply = httpx.post(
+        f"{server.url}/v1/optimizers/deep-{key}/versions",
+        content=tensors.encode(arrays, {**metadata, key: nested}),
+        headers={"Content-Type": "application/x-safetensors"},
+    )
+    assert reply.status_code == 422
+    assert f"the metadata's {key} is nested more than 32 deep" in reply.json()["detail"]
+    assert httpx.get(f"{server.url}/v1/optimizers/deep-{key}").status_code == 404
+
+
+def test_one_idempotency_key_brings_one_import_however_many_come_at_once(server) -> None:
+    arrays, metadata = tensors.decode(httpx.get(f"{server.url}/v1/optimizers/lstm/versions/1/weights").content)
+
+    def send(number: int) -> int:
+        return httpx.post(
+            f"{server.url}/v1/optimizers/at-once/versions",
+            content=tensors.encode(arrays, {**metadata, "description": str(number)}),
+            headers={"Content-Type": "application/x-safetensors", "Idempotency-Key": "at-once"},
+        ).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = sorted(pool.map(send, range(6)))
+    assert answers == [201, 409, 409, 409, 409, 409]
+    assert httpx.get(f"{server.url}/v1/optimizers/at-once").json()["latest"] == 1

@@ -71,3 +71,13 @@ def test_a_mistake_in_the_recipe_is_named(
     assert result.returncode == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("output", ["nowhere/weights.safetensors", "."])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    optserve_command: str, recipe: Path, tmp_path: Path, output: str
+) -> None:
+    result = metatrain(optserve_command, recipe, "--local", "--output", tmp_path / output)
+    assert result.returncode == 2
+    assert "cannot be written" in " ".join(result.stderr.replace("│", " ").split())
+    assert "outer step" not in result.stdout

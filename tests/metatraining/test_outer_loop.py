@@ -1,5 +1,7 @@
 """The outer loop computes what its recipe says."""
 
+import dataclasses
+import json
 import math
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from optserve_server import optimizers
-from optserve_server.metatraining import recipes
+from optserve_server.metatraining import outer_loop, recipes, validation
 from optserve_server.metatraining.estimators.backpropagation import backpropagation
 from optserve_server.metatraining.meta_losses import meta_loss
 from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop, learning_rate
@@ -190,6 +192,69 @@ def test_the_same_seed_gives_the_same_phi_bit_for_bit() -> None:
     assert runs[0] == runs[1]
 
 
+def test_windows_of_a_trajectory_are_the_trajectory() -> None:
+    """φ standing still, windows of 5 and 5 steps end where one of 10 does: θ, h_t and the clock are carried over."""
+    ends = []
+    for truncation in (10, 5):
+        parsed = recipe(unroll={"steps": 10, "truncation": truncation}, architecture={"kind": "rnnprop"})
+        optimizer, generator = parsed.optimizer(), torch.Generator().manual_seed(3)
+        phi = optimizer.initial_phi(generator)
+        trajectory = draw_trajectory(parsed, optimizer, generator)
+        while not trajectory.finished:
+            backpropagation(parsed, optimizer, phi, trajectory, generator)
+        ends.append(trajectory.groups[0])
+    torch.testing.assert_close(ends[0].theta, ends[1].theta)
+    torch.testing.assert_close(ends[0].state, ends[1].state)
+
+
+def test_the_held_out_meta_loss_is_of_held_out_tasks_by_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [
+        {"family": "quadratic", "weight": 3.0},
+        {"family": "digits-mlp", "weight": 1.0, "parameters": {"hidden_sizes": [2], "batch_size": 2}},
+    ]
+    splits = []
+
+    def recording(*arguments: Any) -> Any:
+        splits.append(arguments[-1])
+        return draw_groups(*arguments)
+
+    monkeypatch.setattr(validation, "draw_groups", recording)
+    parsed = recipe(tasks=shares)
+    optimizer = parsed.optimizer()
+    phi = {name: torch.zeros_like(weight) for name, weight in optimizer.initial_phi(torch.Generator()).items()}
+    found = validation.held_out_meta_loss(parsed, optimizer, phi, tasks=2000)
+    assert splits == ["held-out"]
+    # φ = 0 moves nothing: E‖Wθ_0 − y‖² = d² + d of d = 10, and about ln 10 for ten classes.
+    assert found == pytest.approx((3 * 110 + math.log(10)) / 4, rel=0.1)
+
+
+def test_the_record_keeps_the_best_averaged_phi() -> None:
+    loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 3, "averaging": 0.5}, checkpoints={"every": 1}))
+    record, kept = Record(), []
+    for progress, held_out in zip(loop, [3.0, 1.0, 2.0], strict=True):
+        kept.append({name: weight.clone() for name, weight in loop.averaged_phi.items()})
+        record.add(dataclasses.replace(progress, meta_loss_held_out=held_out), loop)
+    assert (record.best_outer_step, record.best_meta_loss_held_out) == (2, 1.0)
+    _, phi, metadata = weights.decode(record.encode(loop.recipe))
+    assert all(torch.equal(phi[name], weight) for name, weight in kept[1].items())
+    assert recipes.parse(json.loads(metadata["recipe"])) == loop.recipe
+    assert json.loads(metadata["recipe"])["meta_loss"]["floor"] == 1e-6  # defaults are written down too
+
+
+def test_what_is_validated_is_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 2, "learning_rate": 0.5, "averaging": 0.5}))
+    seen = []
+    monkeypatch.setattr(outer_loop, "held_out_meta_loss", lambda *arguments: seen.append(arguments[2]) or 1.0)
+    list(loop)
+    assert seen == [loop.averaged_phi]
+
+
+def test_a_validation_that_diverges_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer_loop, "held_out_meta_loss", lambda *_: math.nan)
+    with pytest.raises(MetaTrainingError, match="outer step 2: the loss on held-out tasks is nan"):
+        list(OuterLoop(recipe()))
+
+
 def test_a_run_learns_and_its_file_tells_where_it_came_from() -> None:
     parsed = recipe(
         meta_optimizer={"kind": "adam", "learning_rate": 0.02, "outer_steps": 60, "tasks_per_outer_step": 16},
@@ -213,7 +278,7 @@ def test_a_run_learns_and_its_file_tells_where_it_came_from() -> None:
 
 def test_a_run_that_diverges_says_where() -> None:
     settings = {"learning_rate": 1e30, "outer_steps": 10}
-    loop = OuterLoop(recipe(meta_optimizer=settings, architecture={"kind": "lstm", "output_scale": 1e20}))
+    loop = OuterLoop(recipe(meta_optimizer=settings, architecture={"kind": "lstm", "output_scale": 1e6}))
     with pytest.raises(MetaTrainingError, match=r"outer step \d+, inner step 5 of 5: .* lower meta_optimizer"):
         list(loop)
 

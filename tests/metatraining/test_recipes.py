@@ -87,6 +87,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("meta_optimizer.learning_rate", float("nan"), r"meta_optimizer\.learning_rate"),
         ("meta_optimizer.outer_steps", -1, r"meta_optimizer\.outer_steps"),
         ("name", "Upper Case", "name: "),
+        ("name", "..", r"name: '\.\.' cannot be a name"),
+        ("name", "adam", "name: 'adam' is designed by hand"),
         ("seed", -1, "seed: "),
     ],
 )
@@ -98,5 +100,8 @@ def test_a_mistake_is_named(path: str, value: Any, message: str) -> None:
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.toml"
     file.write_text("name = ")
+    with pytest.raises(RecipeError, match=r"broken\.toml is not TOML"):
+        recipes.load(file)
+    file.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=r"broken\.toml is not TOML"):
         recipes.load(file)

@@ -132,14 +132,19 @@ def test_served_pages_follow_the_reference(name: str) -> None:
 
 @EVERY
 def test_an_inactive_coordinate_stands_still(name: str) -> None:
+    """Of four pages one is active in part, one not at all, two wholly; the active ones do as if all were."""
     optimizer, phi = build(name)
-    arena = gradients_of(4, len(optimizer.features), PAGE).abs()
-    before = arena.clone()
-    active = torch.arange(2 * PAGE).view(2, PAGE) % 3 == 0
-    updates = step_pages(optimizer, phi, arena, [3, 1], observe(gradients_of(2, PAGE)), active)
-    assert (updates[~active] == 0).all()
-    frozen = (~active).unsqueeze(1).expand_as(arena[[3, 1]])
-    assert torch.equal(arena[[3, 1]][frozen], before[[3, 1]][frozen])
+    pages = [3, 1, 4, 0]
+    before = gradients_of(5, len(optimizer.features), PAGE).abs()
+    arena, whole = before.clone(), before.clone()
+    active = torch.ones(4, PAGE, dtype=torch.bool)
+    active[0, ::3], active[1] = False, False
+    observations = observe(gradients_of(4, PAGE))
+    updates = step_pages(optimizer, phi, arena, pages, observations, active)
+    expected = step_pages(optimizer, phi, whole, pages, observations)
+    assert torch.equal(updates, torch.where(active, expected, 0.0))
+    assert torch.equal(arena[pages], torch.where(active.unsqueeze(1), whole[pages], before[pages]))
+    assert torch.equal(arena[2], before[2])
 
 
 @EVERY

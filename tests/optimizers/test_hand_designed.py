@@ -63,6 +63,7 @@ def test_names_and_defaults_are_torchs(name: str) -> None:
         ("adam", {"lr": float("nan")}, "lr is nan, but must be a finite number"),
         ("adam", {"lr": "0.1"}, "lr is '0.1', but must be a finite number"),
         ("adam", {"lr": True}, "lr is True"),
+        ("adam", {"lr": 10**400}, "lr is 1000.*must be a finite number"),
         ("adam", {"betas": [0.9]}, "must be a list of 2 numbers"),
         ("adam", {"betas": [0.9, 1.0]}, r"betas\[1\] is 1, but must be at least 0 and below 1"),
         ("adam", {"beta": [0.9, 0.9]}, "did you mean 'betas'"),

@@ -1,5 +1,6 @@
 """Optimizers, their immutable versions, and the aliases that point at them."""
 
+import asyncio
 import hashlib
 from dataclasses import asdict
 from typing import Annotated
@@ -23,6 +24,7 @@ from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
 from optserve_server.api.bodies import JsonRoute, read_body
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, UsesSettings
 from optserve_server.api.problems import Problem, responses
+from optserve_server.naming import is_name
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
 from optserve_server.registry import aliases, optimizers, references, weight_files
 from optserve_server.registry.database import Database
@@ -52,6 +54,7 @@ async def _import_keys(request: Request) -> IdempotencyKeys:
     return keys
 
 
+_importing = asyncio.Lock()
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -169,10 +172,11 @@ async def import_version(
     _require_weights(request)
     data = await read_body(request, min(settings.max_body_bytes, MAX_WEIGHTS_BYTES))
     fingerprint = hashlib.sha256(f"{name}\n".encode() + data).hexdigest()
-    replayed = idempotency_key is not None and keys.find(idempotency_key, fingerprint) is not None
-    info, created = await run_in_threadpool(_import, database, name, data)
-    if idempotency_key is not None:
-        keys.remember(idempotency_key, fingerprint, str(info.version))
+    async with _importing:  # a key is looked up and remembered before another import can bring the same one
+        replayed = idempotency_key is not None and keys.find(idempotency_key, fingerprint) is not None
+        info, created = await run_in_threadpool(_import, database, name, data)
+        if idempotency_key is not None:
+            keys.remember(idempotency_key, fingerprint, str(info.version))
     response.status_code = status.HTTP_201_CREATED if created or replayed else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PREFIX}/optimizers/{name}/versions/{info.version}"
     return info
@@ -228,7 +232,7 @@ def _require_weights(request: Request) -> None:
 
 
 def _name_cursor(cursor: str | None) -> str:
-    if cursor is not None and not references.is_name(cursor):
+    if cursor is not None and not is_name(cursor):
         raise _cursor_invalid()
     return cursor or ""
 

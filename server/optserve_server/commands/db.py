@@ -1,6 +1,8 @@
 """`optserve db`: the schema of the database."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +20,9 @@ DataDir = Annotated[Path | None, typer.Option(help="Where an SQLite file is if n
 @app.command()
 def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Bring the schema to the newest revision; nothing is lost. `optserve serve` does it by itself."""
-    database = _open(database_url, data_dir)
-    database.upgrade()
-    typer.echo(f"the schema is at revision {database.current()}")
-    database.close()
+    with _opened(database_url, data_dir) as database:
+        database.upgrade()
+        typer.echo(f"the schema is at revision {database.current()}")
 
 
 @app.command()
@@ -31,19 +32,25 @@ def current(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the schema's revision."""
-    database = _open(database_url, data_dir)
-    revision = database.current()
-    database.close()
+    with _opened(database_url, data_dir) as database:
+        revision = database.current()
     typer.echo(json.dumps({"revision": revision}) if as_json else revision or "the database has no schema yet")
 
 
-def _open(database_url: str | None, data_dir: Path | None) -> "Database":
+@contextmanager
+def _opened(database_url: str | None, data_dir: Path | None) -> Iterator["Database"]:
     from optserve_server.commands.common import settings_from
-    from optserve_server.registry.database import Database
+    from optserve_server.registry.database import Database, DatabaseUnusable
 
     settings = settings_from(database_url=database_url, data_dir=data_dir)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        return Database(settings.database)
+        database = Database(settings.database)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--database-url") from error
+    try:
+        yield database
+    except DatabaseUnusable as error:
+        typer.secho(f"error: the database cannot be opened: {error}", err=True, fg="red")
+        raise typer.Exit(1) from error
+    finally:
+        database.close()

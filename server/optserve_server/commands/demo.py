@@ -45,4 +45,4 @@ def demo(
     console.print(report.table(learned, baselines, seeds=seeds))
     picture = output / "loss.png"
     report.plot([learned, *baselines], picture)
-    console.print(f"losses drawn in {picture}")
+    console.print(f"losses drawn in {picture}; next: optserve serve, and the loop in README.md")

@@ -1,5 +1,6 @@
 """`optserve metatrain`: learn an optimizer from a recipe."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from optserve_server.metatraining.outer_loop import OuterLoop
+    from optserve_server.metatraining.recipes import Recipe
     from optserve_server.metatraining.weight_files import Record
 
 
@@ -16,14 +18,15 @@ def metatrain(
         bool, typer.Option("--local", help="Run here, in this process. (Submitting to a server is not built yet.)")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Where the weights go. Default: beside the recipe, as NAME.safetensors.")
+        Path | None,
+        typer.Option(help="Where the weights go. Default: RECIPE with .safetensors for .toml."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; another number may change the last bits of φ.")] = 1,
 ) -> None:
     """Meta-train an optimizer by a recipe and write its weights.
 
-    At every checkpoint the optimizer is tried on held-out tasks; the file holds the best. Interrupt it (Ctrl-C) and
-    it keeps the best so far.
+    At every checkpoint the optimizer is tried on held-out tasks, and written if it is the best so far; so the file is
+    there early, and stays if the run is stopped (Ctrl-C).
     """
     import torch
 
@@ -39,22 +42,32 @@ def metatrain(
         raise typer.BadParameter(str(error), param_hint=str(recipe)) from error
     if parsed.start_from is not None:
         raise typer.BadParameter("start_from needs a server, and runs on a server are not built yet")
+    target = output or recipe.with_suffix(".safetensors")
+    _require_writable(target)
     torch.set_num_threads(threads)
     record = Record()
-    target = output or recipe.with_suffix(".safetensors")
     try:
-        _run(OuterLoop(parsed), record)
+        _run(OuterLoop(parsed), record, target)
     except (KeyboardInterrupt, MetaTrainingError) as error:
-        typer.echo(f"stopped at outer step {len(record.meta_losses)}: {error or 'interrupted'}", err=True)
+        typer.echo(f"stopped at outer step {len(record.meta_losses)}: {str(error) or 'interrupted'}", err=True)
         if record.best_phi is None:
             typer.echo("nothing written: there was no checkpoint yet", err=True)
-        else:
-            _write(target, record.encode(parsed), record)
+            raise typer.Exit(1) from error
+        _write(target, record, parsed)
+        _tell(target, record)
         raise typer.Exit(1) from error
-    _write(target, record.encode(parsed), record)
+    _write(target, record, parsed)
+    _tell(target, record)
 
 
-def _run(loop: "OuterLoop", record: "Record") -> None:
+def _require_writable(target: Path) -> None:
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise typer.BadParameter(
+            f"{target} cannot be written; name a file in a folder that is there", param_hint="--output"
+        )
+
+
+def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -79,15 +92,20 @@ def _run(loop: "OuterLoop", record: "Record") -> None:
             record.add(progress, loop)
             if progress.meta_loss_held_out is not None:
                 held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
+                if record.best_outer_step == progress.outer_step:
+                    _write(target, record, loop.recipe)
                 bar.console.print(f"outer step {progress.outer_step}: loss on held-out tasks {held_out}")
             bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}")
 
 
-def _write(target: Path, data: bytes, record: "Record") -> None:
+def _write(target: Path, record: "Record", recipe: "Recipe") -> None:
     temporary = target.with_name(target.name + ".part")
-    temporary.write_bytes(data)
+    temporary.write_bytes(record.encode(recipe))
     temporary.replace(target)
+
+
+def _tell(target: Path, record: "Record") -> None:
     typer.echo(
-        f"{target}: {len(data):,} bytes, φ of outer step {record.best_outer_step}, "
+        f"{target}: {target.stat().st_size:,} bytes, φ of outer step {record.best_outer_step}, "
         f"final loss on held-out tasks {record.best_meta_loss_held_out:.4g}"
     )

@@ -86,7 +86,13 @@ class OuterLoop:
     def _validate(self, outer_step: int) -> float | None:
         if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
             return None
-        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi)
+        loss = held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi)
+        if not math.isfinite(loss):
+            raise MetaTrainingError(
+                f"outer step {outer_step}: the loss on held-out tasks is {loss:g}; lower meta_optimizer.learning_rate, "
+                "or let unroll.steps reach as far in training as in validation"
+            )
+        return loss
 
     def _update_phi(self, outer_step: int, gradients: dict[str, Tensor]) -> float:
         settings = self.recipe.meta_optimizer

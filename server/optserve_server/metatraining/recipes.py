@@ -8,10 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from optserve_server import optimizers, tasks
-from optserve_server.naming import nearest
+from optserve_server.naming import NAME_RULE, is_name, nearest, shown
 from optserve_server.optimizers import Optimizer
 from optserve_server.tasks import TaskFamily
 
@@ -131,10 +141,18 @@ class Checkpoints(_Table):
     every: PositiveInt = 200
 
 
+def _learned_name(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(f"{shown(name)} cannot be a name; {NAME_RULE}")
+    if name in optimizers.HAND_DESIGNED:
+        raise ValueError(f"{name!r} is designed by hand and built in; take another name")
+    return name
+
+
 class Recipe(_Table):
     """One meta-training run."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}$")]
+    name: Annotated[str, AfterValidator(_learned_name)]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     start_from: str | None = None
@@ -187,7 +205,7 @@ def load(path: Path) -> Recipe:
     """
     try:
         return parse(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError("", f"{path} is not TOML: {error}") from error
 
 

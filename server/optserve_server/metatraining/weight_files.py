@@ -47,7 +47,7 @@ def _metadata(recipe: Recipe, meta_losses: Sequence[float], metrics: Mapping[str
     return {
         "optimizer": recipe.name,
         "description": recipe.description,
-        "recipe": json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
+        "recipe": json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
         "seed": str(recipe.seed),
         "torch": torch.__version__,
         "optserve": version("optserve"),

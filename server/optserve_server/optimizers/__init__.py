@@ -1,13 +1,12 @@
 """Optimizers m: learned and designed by hand, one contract (`base`), looked up by the name of their architecture."""
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from optserve_server.naming import nearest
+from optserve_server.naming import nearest, shown
 from optserve_server.optimizers.adam import Adam, AdamW
 from optserve_server.optimizers.base import (
     Gradients,
@@ -42,6 +41,8 @@ __all__ = [
 
 LEARNED: dict[str, type[Any]] = {cls.kind: cls for cls in (LSTM, RNNprop)}
 HAND_DESIGNED: dict[str, type[Any]] = {cls.kind: cls for cls in (SGD, Momentum, Nesterov, RMSprop, Adam, AdamW)}
+
+_LARGEST = 1e6  # of any number in an architecture: far above what is of use, and far from what float32 cannot hold
 
 
 def build(description: Mapping[str, Any]) -> Optimizer:
@@ -83,8 +84,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
     allowed = (int, float) if hint is float else (hint,)
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ValueError(f"architecture.{name} is {value!r}, but must be {_article(hint)}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"architecture.{name} is {value!r}, but must be above 0 and finite")
+    if not 0 < value <= _LARGEST:
+        raise ValueError(f"architecture.{name} is {shown(value)}, but must be above 0 and at most {_LARGEST:g}")
 
 
 def _article(hint: type[Any] | types.GenericAlias) -> str:

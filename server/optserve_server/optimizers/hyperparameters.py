@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from optserve_server.naming import nearest, shown
 from optserve_server.optimizers.base import Optimizer
+
+_LARGEST = sys.float_info.max
 
 
 def hyperparameters(optimizer: Optimizer) -> dict[str, Any]:
@@ -55,16 +58,16 @@ def require_range(name: str, value: float, *, low: float = 0.0, below: float = m
 def _convert(name: str, value: Any, present: Any) -> Any:
     if isinstance(present, bool):
         if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}, but must be true or false")
+            raise ValueError(f"{name} is {shown(value)}, but must be true or false")
         return value
     if isinstance(present, tuple):
         if not isinstance(value, list | tuple) or len(value) != len(present):
-            raise ValueError(f"{name} is {value!r}, but must be a list of {len(present)} numbers")
+            raise ValueError(f"{name} is {shown(value)}, but must be a list of {len(present)} numbers")
         return tuple(_number(name, item) for item in value)
     return _number(name, value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}, but must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} is {shown(value)}, but must be a finite number")
     return float(value)

@@ -9,6 +9,7 @@ from torch.nn.functional import elu
 
 from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
 from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, lstm_features, lstm_stack, tanh, uniform
+from optserve_server.optimizers.hyperparameters import require_range
 from optserve_server.optimizers.moments import bias_correction
 
 EPSILON = 1e-15  # far below Adam's 1e-8, so that the inputs do not depend on the gradient's scale
@@ -36,6 +37,7 @@ class RNNprop:
 
     def __post_init__(self) -> None:
         check_lstm_size(self.layers, self.hidden_size)
+        require_range("architecture.beta", self.beta, below=1)
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -41,16 +41,34 @@ def step_pages(
     the update is 0. All are float32 on the CPU.
     """
     numbers = torch.as_tensor(page_numbers, dtype=torch.int64)
-    before = None if active is None else arena[numbers]
     with torch.no_grad():
-        if optimizer.kind in FUSED:
-            updates = FUSED[optimizer.kind](optimizer, phi, arena, numbers, observations)
-        else:
-            updates = _step_module(optimizer, phi, arena, numbers, observations)
-    if active is None or before is None:
-        return updates
-    arena[numbers] = torch.where(active.unsqueeze(-2), arena[numbers], before)
-    return torch.where(active, updates, 0.0)
+        if active is None:
+            return _step(optimizer, phi, arena, numbers, observations)
+        return _step_active(optimizer, phi, arena, numbers, observations, active)
+
+
+def _step(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
+    if optimizer.kind in FUSED:
+        return FUSED[optimizer.kind](optimizer, phi, arena, numbers, observations)
+    return _step_module(optimizer, phi, arena, numbers, observations)
+
+
+def _step_active(
+    optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations, active: Tensor
+) -> Updates:
+    # Pages without an active coordinate are left alone. Those in which some stand still, at most two for each skipped
+    # parameter, are the only ones of which a copy is made.
+    updates = torch.zeros_like(observations.gradients)
+    whole = active.all(dim=1)
+    if whole.any():
+        updates[whole] = _step(optimizer, phi, arena, numbers[whole], _rows(observations, whole))
+    partly = active.any(dim=1) & ~whole
+    if partly.any():
+        index, mask = numbers[partly], active[partly]
+        before = arena[index]
+        updates[partly] = torch.where(mask, _step(optimizer, phi, arena, index, _rows(observations, partly)), 0.0)
+        arena[index] = torch.where(mask.unsqueeze(-2), arena[index], before)
+    return updates
 
 
 def _step_module(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
@@ -63,7 +81,7 @@ def _step_module(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor,
     return updates
 
 
-def _rows(observations: Observations, rows: slice) -> Observations:
+def _rows(observations: Observations, rows: slice | Tensor) -> Observations:
     clock, parameters = observations.clock, observations.parameters
     return Observations(
         gradients=observations.gradients[rows],

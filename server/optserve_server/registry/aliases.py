@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from optserve_server.naming import is_name
 from optserve_server.registry import references
 from optserve_server.registry.errors import AliasNotFound, AliasReserved
 from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
@@ -29,7 +30,7 @@ def list_moves(db_session: Session, optimizer: Optimizer) -> Sequence[AliasMove]
 
 def find_alias(db_session: Session, optimizer: Optimizer, alias: str) -> Alias | None:
     """One of the optimizer's aliases, if it has it."""
-    if not references.is_name(alias):
+    if not is_name(alias):
         return None
     return db_session.scalar(select(Alias).where(Alias.optimizer_id == optimizer.id, Alias.alias == alias))
 

@@ -10,8 +10,9 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from optserve_server.resources import migrations_directory
@@ -20,6 +21,10 @@ _BUSY_SECONDS = 30.0  # how long a SQLite connection waits for another's lock
 _WAL_RETRY_SECONDS = 0.05
 _MIGRATION_LOCK = 0x6F70747365727665  # "optserve": PostgreSQL's advisory lock round a migration
 _POSTGRESQL = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
+
+
+class DatabaseUnusable(ValueError):
+    """The database cannot be used; the message says why, in one line."""
 
 
 class Database:
@@ -50,19 +55,28 @@ class Database:
             yield db_session
 
     def upgrade(self) -> None:
-        """Bring the schema to the newest revision; processes that do so at once take turns."""
-        if self.is_sqlite:
-            self._enter_wal()
-        with self._writing.begin() as connection:
-            if not self.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            command.upgrade(migration_config(connection), "head")
+        """Bring the schema to the newest revision; processes that do so at once take turns.
+
+        Raises:
+            DatabaseUnusable: it cannot be reached, is no database, or was migrated by a newer optserve.
+        """
+        with _reasons():
+            if self.is_sqlite:
+                self._enter_wal()
+            with self._writing.begin() as connection:
+                if not self.is_sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                command.upgrade(migration_config(connection), "head")
 
     def current(self) -> str | None:
-        """The schema's revision, or None where there is no database yet, or one that has never been migrated."""
+        """The schema's revision, or None where there is no database yet, or one that has never been migrated.
+
+        Raises:
+            DatabaseUnusable: it cannot be reached, or is no database.
+        """
         if self.is_sqlite and not Path(str(self.url.database)).exists():
             return None
-        with self._engine.connect() as connection:
+        with _reasons(), self._engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 
     def close(self) -> None:
@@ -87,6 +101,16 @@ def migration_config(connection: Connection) -> Config:
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise DatabaseUnusable(f"it was migrated by a newer optserve; install that ({error})") from error
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise DatabaseUnusable(str(getattr(error, "orig", None) or error).partition("\n")[0]) from error
 
 
 def _parse(url: str) -> URL:

@@ -14,10 +14,11 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, undefer
 
+from optserve_server.naming import is_name
 from optserve_server.optimizers import HAND_DESIGNED
 from optserve_server.registry import aliases, references
 from optserve_server.registry.aliases import SERVER
-from optserve_server.registry.errors import NameInvalid, OptimizerNotFound, VersionNotFound
+from optserve_server.registry.errors import NameInvalid, OptimizerNotFound, VersionNotFound, WeightsInvalid
 from optserve_server.registry.models import Alias, Optimizer, Version
 from optserve_server.registry.references import BEST, CHAMPION, LATEST
 from optserve_server.registry.weight_files import WeightsFile
@@ -172,10 +173,12 @@ def add_version(
 
     Raises:
         NameInvalid: no optimizer can have this name, or it belongs to another one that is built in.
+        WeightsInvalid: the optimizer's versions so far are of another kind.
     """
     if name in HAND_DESIGNED and file.optimizer.kind != name:
         raise NameInvalid(f"{name!r} is the optimizer designed by hand that is built in; choose another name.")
     optimizer = claim_name(db_session, name)
+    _require_kind(db_session, optimizer, file.optimizer.kind)
     version = Version(
         optimizer=optimizer,
         number=_newest(db_session, optimizer) + 1,
@@ -197,6 +200,16 @@ def add_version(
     return version
 
 
+def _require_kind(db_session: Session, optimizer: Optimizer, kind: str) -> None:
+    newest = select(Version).where(Version.optimizer_id == optimizer.id).order_by(Version.number.desc()).limit(1)
+    before = db_session.scalar(newest)
+    if before is not None and before.architecture["kind"] != kind:
+        raise WeightsInvalid(
+            f"{optimizer.name!r} is of the kind {before.architecture['kind']!r}, and these weights are of the kind "
+            f"{kind!r}; import them under another name."
+        )
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +227,7 @@ def _entries() -> Any:
 
 
 def _find_optimizer(db_session: Session, name: str, *, lock: bool) -> Optimizer | None:
-    if not references.is_name(name):
+    if not is_name(name):
         return None
     query = select(Optimizer).where(Optimizer.name == name)
     return db_session.scalar(query.with_for_update() if lock else query)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from optserve_server.naming import shown
+from optserve_server.naming import NAME_RULE, is_name, shown
 from optserve_server.registry.errors import NameInvalid
 
 LATEST, BEST, CHAMPION = "latest", "best", "champion"
@@ -12,7 +12,6 @@ KEPT_BY_SERVER = frozenset({LATEST, BEST})
 
 NEWEST_NUMBER = 2**31 - 1  # what the database's integers hold
 
-_NAME = re.compile(r"(?!\.{1,2}\Z)[a-z0-9._-]{1,64}")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -42,11 +41,6 @@ def parse(reference: str) -> Reference:
     return Reference(name, number=int(digits) if len(digits) <= len(str(NEWEST_NUMBER)) else NEWEST_NUMBER + 1)
 
 
-def is_name(text: str) -> bool:
-    """Whether an optimizer or an alias can have this name (`.` and `..` mean something else in an address)."""
-    return _NAME.fullmatch(text) is not None
-
-
 def require_name(name: str) -> None:
     """Check the name of an optimizer.
 
@@ -54,9 +48,7 @@ def require_name(name: str) -> None:
         NameInvalid: it has other characters than names have, or too many.
     """
     if not is_name(name):
-        raise NameInvalid(
-            f"{shown(name)} cannot be a name; names have 1 to 64 lower-case letters, digits, '-', '_' and '.'."
-        )
+        raise NameInvalid(f"{shown(name)} cannot be a name; {NAME_RULE}.")
 
 
 def require_alias(alias: str) -> None:

@@ -13,6 +13,8 @@ from optserve_server.registry.errors import WeightsInvalid, WeightsMalformed
 _ENVIRONMENT = ("torch", "device", "optserve", "seed")
 """Keys of a file's metadata that say what produced it."""
 
+_MAX_DEPTH = 32  # of a JSON value that is kept, far below what a reply can be nested
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
@@ -92,7 +94,18 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None
         raise ValueError(f"the metadata's {key} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"the metadata's {key} is {metadata[key][:80]}, but must be a JSON object")
+    if _depth(value) > _MAX_DEPTH:
+        raise ValueError(f"the metadata's {key} is nested more than {_MAX_DEPTH} deep")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects lie one inside the other."""
+    deepest, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        deepest += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return deepest
 
 
 def _require_text(metadata: Mapping[str, str]) -> None:
