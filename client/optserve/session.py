@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from numpy.typing import NDArray
 
 from optserve.decoding import decode
-from optserve.errors import ReplyInvalid, SessionNotFound
+from optserve.errors import ReplyInvalid, SessionExpired, SessionNotFound
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
 from optserve.layout import VALUES, Float32, Layout, declare
 from optserve.resource import Resource, segment, to_json
@@ -183,10 +183,10 @@ class SharedSession(Resource):
 
     @exchange
     def close(self) -> Exchange[None]:
-        """Delete the session and its checkpoints; one that is gone already is closed."""
+        """Delete the session and its checkpoints; one that is gone or has expired is closed already."""
         try:
             yield from self._call("DELETE", self._path)
-        except SessionNotFound:
+        except (SessionNotFound, SessionExpired):
             return
 
 

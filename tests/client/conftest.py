@@ -30,6 +30,7 @@ class Relay:
     def __init__(self, listening: socket.socket, server_url: str) -> None:
         self.lose = 0
         self.lost = 0
+        self.refuse = b""  # connections end at requests that begin so
         self._listening = listening
         self._server = (urlsplit(server_url).hostname, urlsplit(server_url).port)
         self._open: list[socket.socket] = []
@@ -50,6 +51,8 @@ class Relay:
     def _pass_on(self, source: socket.socket, target: socket.socket, loses: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if not loses and self.refuse and data.startswith(self.refuse):
+                    break
                 if loses and self.lose:
                     self.lose -= 1
                     self.lost += 1

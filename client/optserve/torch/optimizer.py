@@ -8,16 +8,18 @@ to θ itself, the learning rate and the weight decay, is done here exactly as `t
 asked for updates of lr 1 without decay.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
-from typing import Any, SupportsFloat
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, SupportsFloat, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from optserve.client import Client
-from optserve.errors import ProblemError, RequestInvalid
+from optserve.errors import OptserveError, ProblemError, RequestInvalid
 from optserve.torch.gradients import Gathered, apply, flatten, gather, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
 from optserve.wire.bodies import OptimizerInfo
@@ -39,6 +41,7 @@ class RemoteOptimizer(Optimizer):
         client: a `Client`, a server's URL, or None for OPTSERVE_URL.
         horizon: how many steps the loop plans, where it knows; optimizers that schedule use it.
         label: names the sessions for people.
+        ttl_seconds: a session expires this long after its last step, and its hidden state with it.
         on_nonfinite: at a NaN or an infinity among the gradients, `raise` GradientsInvalid or `skip` the step.
         **hyperparameters: `lr`, which multiplies every update (1 for a learned optimizer, PyTorch's default for a
             hand-designed one), and the hand-designed ones' own, with PyTorch's names and defaults.
@@ -57,6 +60,7 @@ class RemoteOptimizer(Optimizer):
         *,
         horizon: int | None = None,
         label: str = "",
+        ttl_seconds: float = 86400,
         on_nonfinite: str = "raise",
         **hyperparameters: Any,
     ) -> None:
@@ -68,13 +72,12 @@ class RemoteOptimizer(Optimizer):
         if not (client is None or isinstance(client, Client | str)):
             raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
         self._client = client if isinstance(client, Client) else Client(client)
-        self._plan: dict[str, Any] = {"horizon": horizon, "label": label}
+        self._plan: dict[str, Any] = {"horizon": horizon, "label": label, "ttl_seconds": ttl_seconds}
         self._on_nonfinite = on_nonfinite
         self._sessions: dict[Tensor, GroupSession] = {}  # by the first parameter they step
         self._infos: dict[str, OptimizerInfo] = {}
         version = self._try_out(optimizer, hyperparameters)
-        defaults = {"lr": 1.0, **self._info(version.optimizer).hyperparameters, **hyperparameters}
-        super().__init__(params, {**{k: _as_torch(v) for k, v in defaults.items()}, **version._asdict()})
+        super().__init__(params, self._defaults(version, hyperparameters))
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,13 @@ class RemoteOptimizer(Optimizer):
         known = self._info(group["optimizer"]).hyperparameters
         own = {name: group[name] for name in known if number(group[name]) != number(self.defaults[name])}
         if own.keys() - {"lr"}:
-            self._try_out(f"{group['optimizer']}@{group['version']}", {name: group[name] for name in known})
+            reference = find(self._client, _version([group]))
+            self._try_out(reference, {name: group[name] for name in known})
+
+    def _defaults(self, version: Version, hyperparameters: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """What a group has that says nothing of its own."""
+        values = {"lr": 1.0, **self._info(version.optimizer).hyperparameters, **hyperparameters}
+        return {**{name: _as_torch(value) for name, value in values.items()}, **version._asdict()}
 
     def _try_out(self, reference: str | None, hyperparameters: dict[str, Any]) -> Version:
         """Let the server check the reference and the hyperparameters, on a session that is closed at once."""
@@ -188,7 +197,7 @@ class RemoteOptimizer(Optimizer):
         return session
 
     def _open(self, group: dict[str, Any], parameters: list[Tensor], names: list[str]) -> GroupSession:
-        reference = find(self._client, Version(group["optimizer"], group["version"], group["sha256"]))
+        reference = find(self._client, _version([group]))
         shapes = {name: tuple(parameter.shape) for name, parameter in zip(names, parameters, strict=True)}
         hyperparameters = self._for_server(group)
         opened = self._client.sessions.create(reference, shapes, hyperparameters=hyperparameters, **self._plan)
@@ -214,9 +223,12 @@ class RemoteOptimizer(Optimizer):
 
     def close(self) -> None:
         """Delete the sessions on the server, and with them the hidden state; `state_dict()` saves it before."""
-        for session in self._sessions.values():
+        old, self._sessions = self._sessions, {}  # gone for this object even where the server does not answer
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state.pop(parameter, None)
+        for session in old.values():
             session.close()
-        self._sessions.clear()
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -236,19 +248,27 @@ class RemoteOptimizer(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Go on from a state_dict, of this server or another: new sessions of the same versions are given its h_t.
 
+        All of it or nothing: after an error the optimizer is as it was before.
+
         Raises:
             ValueError: it is of other groups, or of an optimizer that is no RemoteOptimizer.
             VersionNotFound: this server has not the version it was made with.
+            ConnectionFailed: the server does not answer.
         """
+        before, old, self._sessions = self.__dict__.copy(), self._sessions, {}
         handle = self.register_load_state_dict_pre_hook(_guard)
         try:
             super().load_state_dict(state_dict)
+            for group in self.param_groups:
+                if any("hidden_state" in self.state.get(parameter, {}) for parameter in group["params"]):
+                    self._session(group)
+        except BaseException:
+            _abandon(self._sessions)
+            self.__dict__.update(before)
+            raise
         finally:
             handle.remove()
-        self.close()
-        for group in self.param_groups:
-            if any("hidden_state" in self.state.get(parameter, {}) for parameter in group["params"]):
-                self._session(group)
+        _abandon(old)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: h_t travels with it, the client is opened again, hooks stay behind."""
@@ -264,9 +284,16 @@ class RemoteOptimizer(Optimizer):
         self.__dict__.setdefault("_sessions", {})
         self.__dict__.setdefault("_infos", {})
         super().__setstate__(state)
+        version = _version(self.param_groups)
+        if version != _version([self.defaults]):
+            self.defaults = self._defaults(version)
         for group in self.param_groups:
             for name in self.defaults.keys() - set(_OF_TORCH):
                 group.setdefault(name, self.defaults[name])
+
+    def _look_up(self, version: Version) -> None:
+        find(self._client, version)
+        self._info(version.optimizer)
 
     def _fetched(self) -> dict[Tensor, dict[str, Any]]:
         """The state of every parameter whose hidden state is on the server, with it."""
@@ -282,6 +309,8 @@ class _Guarded:
 
 
 def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
+    """Refuse what cannot be loaded before anything has changed, and guard the hidden state from conversion."""
+    cast(RemoteOptimizer, optimizer)._look_up(_version(state_dict["param_groups"]))
     parts = {index: part for index, part in state_dict["state"].items() if isinstance(part, dict)}
     for index, part in parts.items():
         if "hidden_state" not in part:
@@ -290,6 +319,23 @@ def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
             )
         parts[index] = {**part, "hidden_state": _Guarded(part["hidden_state"])}
     return {**state_dict, "state": state_dict["state"] | parts}
+
+
+def _version(groups: Sequence[Mapping[str, Any]]) -> Version:
+    """The one optimizer version of the groups."""
+    if not all(name in group for group in groups for name in Version._fields):
+        raise ValueError("the groups name no optimizer version: the state_dict is not a RemoteOptimizer's")
+    versions = {Version(*(group[name] for name in Version._fields)) for group in groups}
+    if len(versions) != 1:
+        raise ValueError(f"the groups have {len(versions)} optimizer versions, but a RemoteOptimizer has one")
+    return versions.pop()
+
+
+def _abandon(sessions: Mapping[Tensor, GroupSession]) -> None:
+    """Delete sessions that nothing depends on any more; those that the server does not delete now will expire."""
+    for session in sessions.values():
+        with contextlib.suppress(OptserveError):
+            session.close()
 
 
 def _served(group: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
