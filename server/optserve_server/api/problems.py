@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from optserve.wire import problems
 from optserve.wire.problems import MEDIA_TYPE, ProblemType
@@ -140,13 +141,24 @@ def pointer(*path: str | int) -> str:
 async def _framework(request: Request, error: Exception) -> Response:
     raised = cast(HTTPException, error)
     problem = _BY_STATUS.get(raised.status_code, problems.INTERNAL)
-    detail = str(raised.detail)
+    detail, headers = str(raised.detail), raised.headers
     if problem is problems.NOT_FOUND:
         detail = f"There is nothing at {request.url.path}; /docs lists every address."
     elif problem is problems.METHOD_NOT_ALLOWED:
-        allowed = (raised.headers or {}).get("Allow", "")
-        detail = f"{request.url.path} does not take {request.method}" + (f", but {allowed}." if allowed else ".")
-    return response(problem, detail, raised.headers)
+        allowed = ", ".join(_methods(request))
+        headers = {"Allow": allowed}
+        detail = f"{request.url.path} does not take {request.method}, but {allowed}."
+    return response(problem, detail, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    # The framework names the methods of the first route only, and each method of a path is a route here.
+    routes = request.app.router.routes
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
