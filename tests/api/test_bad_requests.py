@@ -39,6 +39,12 @@ BAD_SESSIONS = {  # the key that is changed, its value, the type of the problem,
     "no parameters": ("parameters", [], REQUEST, "#/parameters"),
     "too many parameters": ("parameters", MANY, REQUEST, "#/parameters"),
     "a shape of the wrong kind": ("parameters", [{"name": "w", "shape": "3"}], REQUEST, "#/parameters/0/shape"),
+    "a dimension that is a truth value": ("parameters", [{"name": "w", "shape": [True]}], REQUEST, "/shape/0"),
+    "a dimension that is a string": ("parameters", [{"name": "w", "shape": ["2"]}], REQUEST, "/shape/0"),
+    "a dimension with a fraction": ("parameters", [{"name": "w", "shape": [3.0]}], REQUEST, "/shape/0"),
+    "a time to live that is a string": ("ttl_seconds", "60", REQUEST, "#/ttl_seconds"),
+    "a time to live that is a truth value": ("ttl_seconds", True, REQUEST, "#/ttl_seconds"),
+    "a horizon that is a truth value": ("horizon", True, REQUEST, "#/horizon"),
     "half a dimension": ("parameters", [{"name": "w", "shape": [1.5]}], REQUEST, "#/parameters/0/shape/0"),
     "parameters of the wrong kind": ("parameters", None, REQUEST, "#/parameters"),
     "an unknown key": ("optimiser", "adam", REQUEST, "#/optimiser"),
@@ -89,6 +95,7 @@ def test_an_optimizer_that_is_not_there(assert_problem, http, reference, slug, w
     ("method", "path", "content", "headers", "status", "slug"),
     [
         ("GET", "/nowhere", b"", {}, 404, "not-found"),
+        ("GET", "/sessions/", b"", {}, 404, "not-found"),
         ("PUT", "/sessions", b"", {}, 405, "method-not-allowed"),
         ("POST", "/sessions", b"{", {"Content-Type": JSON}, 400, "malformed-body"),
         ("POST", "/sessions", b"\xff", {"Content-Type": JSON}, 400, "malformed-body"),
@@ -167,3 +174,24 @@ def test_a_request_whose_body_is_no_http_is_refused_at_once(server, new_loop):
     chunked = step_request(loop, 0, b"no length").replace(b"Content-Length: 8", b"Transfer-Encoding: chunked")
     assert [reply[:3] for reply in exchange(server, chunked).split(b"HTTP/1.1 ")[1:]] == [b"400"]
     assert loop.get()["next_step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/sessions", "GET, POST"),
+        ("PUT", "/sessions/none", "DELETE, GET, PATCH"),
+        ("POST", "/sessions/none/state", "GET, PUT"),
+    ],
+)
+def test_a_method_that_is_not_taken_is_told_which_are(http, assert_problem, method, path, allowed):
+    reply = http.request(method, path)
+    assert_problem(reply, allowed, 405, "method-not-allowed")
+    assert reply.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_answers_head_as_get_without_the_body(server, path):
+    head, get = httpx.head(server.url + path), httpx.get(server.url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"] == JSON

@@ -4,10 +4,22 @@ Plain dataclasses, so that the client needs no validation library. The server va
 reads the same classes: `__pydantic_config__` forbids unknown keys and takes the descriptions from the docstrings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Exact:
+    """Tells pydantic to take JSON numbers only: no strings and no truth values, no fractions for whole numbers."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {**handler(source), "strict": True}
+
+
+_WholeNumber = Annotated[int, _Exact()]
+_Number = Annotated[float, _Exact()]
 
 _REQUEST = {"extra": "forbid", "use_attribute_docstrings": True}
 _REPLY = {"use_attribute_docstrings": True}
@@ -32,7 +44,7 @@ class Parameter:
     """One tensor of the optimizee's parameters θ."""
 
     name: str
-    shape: list[int]
+    shape: list[_WholeNumber]
     """Its dimensions; `[]` is a single number."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
@@ -50,10 +62,10 @@ class SessionRequest:
     """`float32`, `float16` or `bfloat16`: of gradients and updates on the wire. The hidden state is float32."""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """Of a hand-designed optimizer, with PyTorch's names and defaults; a learned optimizer takes none."""
-    horizon: int | None = None
+    horizon: _WholeNumber | None = None
     """How many steps the loop plans, where it knows."""
     label: str = ""
-    ttl_seconds: float = 86400
+    ttl_seconds: _Number = 86400
     """The session expires this long after its last step."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
@@ -102,7 +114,7 @@ class SessionPatch:
     hyperparameters: dict[str, Any] | None = None
     """Merged into the session's own; only of a hand-designed optimizer."""
     label: str | None = None
-    ttl_seconds: float | None = None
+    ttl_seconds: _Number | None = None
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 
@@ -113,7 +125,7 @@ class StepRequest:
 
     gradients: dict[str, Any]
     """Nested lists of numbers by parameter name, in the parameters' shapes."""
-    loss: float | None = None
+    loss: _Number | None = None
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 
@@ -190,7 +202,7 @@ class AliasMove:
 class AliasRequest:
     """Point an alias at a version."""
 
-    version: int
+    version: _WholeNumber
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 
