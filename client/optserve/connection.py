@@ -2,17 +2,18 @@
 
 import asyncio
 import importlib.metadata
+import ipaddress
 import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
-from optserve.errors import AddressInvalid
+from optserve.errors import AddressInvalid, RequestInvalid, Unauthorized
 from optserve.exchange import ConnectionLost, Request, Response
 from optserve.retries import Retries
 from optserve.wire import API_PREFIX
@@ -38,7 +39,7 @@ class Address:
         Raises:
             AddressInvalid: none of them.
         """
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme == "unix" and not parts.netloc and parts.path:
             return cls(url, "http://optserve" + API_PREFIX, parts.path)
         if parts.scheme in ("http", "https") and parts.netloc and not (parts.query or parts.fragment):
@@ -46,6 +47,17 @@ class Address:
         raise AddressInvalid(
             f"{url!r} is not a server's address; write http://HOST:PORT, https://HOST or unix:///PATH/TO/SOCKET"
         )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine: then no proxy is asked, whatever HTTP_PROXY says."""
+        host = _split(self.url).hostname
+        if self.socket or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host or "").is_loopback
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +71,17 @@ class Options:
 
     @classmethod
     def of(cls, url: str | None, api_key: str | None, timeout: float, retries: int) -> "Options":
-        """Take `url` from OPTSERVE_URL and `api_key` from OPTSERVE_API_KEY where they are None."""
+        """Take `url` from OPTSERVE_URL and `api_key` from OPTSERVE_API_KEY where they are None.
+
+        Raises:
+            AddressInvalid: `url` is no address.
+            Unauthorized: `api_key` cannot be one.
+        """
         url = url or os.environ.get("OPTSERVE_URL") or DEFAULT_URL
-        return cls(Address.parse(url), api_key or os.environ.get("OPTSERVE_API_KEY") or None, timeout, retries)
+        api_key = api_key or os.environ.get("OPTSERVE_API_KEY") or None
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise Unauthorized("the API key has characters other than printable ASCII; was it copied whole, and alone?")
+        return cls(Address.parse(url), api_key, timeout, retries)
 
     def for_httpx(self) -> dict[str, Any]:
         """The arguments that httpx's blocking and awaited clients share."""
@@ -77,7 +97,7 @@ class Connection:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.retries = Retries(options.retries, options.address.url)
-        transport = httpx.HTTPTransport(uds=options.address.socket) if options.address.socket else None
+        transport = httpx.HTTPTransport(uds=options.address.socket) if options.address.is_local else None
         self._http = httpx.Client(transport=transport, **options.for_httpx())
         weakref.finalize(self, self._http.close)  # for those who never close, as RemoteOptimizer's users
 
@@ -110,7 +130,7 @@ class AsyncConnection:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.retries = Retries(options.retries, options.address.url)
-        transport = httpx.AsyncHTTPTransport(uds=options.address.socket) if options.address.socket else None
+        transport = httpx.AsyncHTTPTransport(uds=options.address.socket) if options.address.is_local else None
         self._http = httpx.AsyncClient(transport=transport, **options.for_httpx())
 
     async def send(self, request: Request) -> Response:
@@ -156,10 +176,33 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield piece
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL, whose port is one.
+
+    Raises:
+        AddressInvalid: it cannot be read, or has white space or control characters, which urlsplit drops in silence.
+    """
+    if not url.isprintable() or (" " in url and not url.startswith("unix:")):
+        raise AddressInvalid(f"{url!r} is not a server's address: it has white space or control characters in it")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read here for its check of the range
+    except ValueError as error:
+        raise AddressInvalid(f"{url!r} is not a server's address: {error}") from error
+    return parts
+
+
 def _outgoing(http: httpx.Client | httpx.AsyncClient, base: str, request: Request) -> httpx.Request:
     body = _Body(request.content)
     headers = {"Content-Length": str(len(body)), **(request.headers or {})}
-    outgoing = http.build_request(request.method, base + request.path, headers=headers)
+    try:
+        outgoing = http.build_request(request.method, base + request.path, headers=headers)
+    except httpx.InvalidURL as error:
+        raise RequestInvalid(
+            f"{request.method} {request.path[:80]}… is no address that can be called ({error}). Where `skip` names "
+            "too many parameters, leave those that are not trained out of the session: with a RemoteOptimizer, out "
+            "of its parameters, or in a group of their own"
+        ) from error
     outgoing.stream = body
     return outgoing
 

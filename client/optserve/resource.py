@@ -74,7 +74,15 @@ def to_json(body: Any) -> bytes:
 
 
 def segment(name: str) -> str:
-    """A name as one segment of a path."""
+    """A name as one segment of a path.
+
+    Raises:
+        RequestInvalid: it cannot be one, however it is quoted.
+    """
+    if name in ("", ".", "..") or "/" in name:
+        raise errors.RequestInvalid(
+            f"{name!r} cannot be a name in an address: write one that is not '.', '..' or empty, without '/'"
+        )
     return quote(name, safe="")
 
 
