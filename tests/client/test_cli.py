@@ -69,6 +69,14 @@ def test_show(run):
     assert shown["versions"][0]["sha256"][:12] in text
 
 
+def test_show_one_version(run):
+    text = ok(run("optimizers", "show", "rnnprop@latest"))
+    shown = json.loads(ok(run("optimizers", "show", "rnnprop@1", "--json")))
+    assert (shown["optimizer"], shown["version"]) == ("rnnprop", 1)
+    assert text.startswith("rnnprop@1\n")
+    assert shown["sha256"] in text
+
+
 def test_tasks(run):
     listed = json.loads(ok(run("tasks", "--json")))
     text = ok(run("tasks"))
@@ -105,6 +113,12 @@ def test_import_promote_and_export(run, client, tmp_path):
         (("optimizers", "show", "adamm"), "did you mean 'adam'"),
         (("optimizers", "promote", "adam@99"), "no version 99"),
         (("optimizers", "export", "adam@nobody"), "no alias 'nobody'"),
+        (("optimizers", "promote", "adam@"), "no version after the @"),
+        (("optimizers", "show", "adam@"), "no version after the @"),
+        (("optimizers", "show", "adam@99"), "no version 99"),
+        (("optimizers", "show", ""), "cannot be a name"),
+        (("optimizers", "list", "--url", "http://[::1"), "is not a server's address"),
+        (("optimizers", "list", "--api-key", "ключ"), "printable ASCII"),
         (("optimizers", "import", "missing.safetensors"), "missing.safetensors"),
         (("optimizers", "list", "--url", "127.0.0.1"), "write http://HOST:PORT"),
         (("tasks", "--url", "http://127.0.0.1:9"), "optserve serve"),

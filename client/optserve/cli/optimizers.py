@@ -1,5 +1,6 @@
 """`optserve optimizers`: list, show, promote, import, export."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, print_json, 
 
 if TYPE_CHECKING:
     from optserve.client import Client
-    from optserve.wire.bodies import OptimizerInfo
+    from optserve.wire.bodies import OptimizerInfo, VersionInfo
 
 app = typer.Typer(
     name="optimizers",
@@ -39,14 +40,18 @@ def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The optimizer's name.")],
+    reference: Annotated[str, typer.Argument(help="NAME, or one version: NAME@7 or NAME@ALIAS.", metavar="REF")],
     url: Url = None,
     api_key: ApiKey = None,
     json: AsJson = False,
 ) -> None:
-    """Show one optimizer: its aliases, its versions, and what it takes."""
+    """Show one optimizer: its aliases, its versions, and what it takes; or where one version came from."""
     with connect(url, api_key) as client:
-        info = client.optimizers.get(name)
+        if "@" in reference:
+            version = client.optimizers.version(*_resolve(client, reference))
+            print_json(version) if json else _print_version(version)
+            return
+        info = client.optimizers.get(reference)
     if json:
         print_json(info)
         return
@@ -60,7 +65,7 @@ def show(
                 ", ".join(alias.alias for alias in info.aliases if alias.version == version.version),
                 version.sha256[:12],
                 version.created_at,
-                ", ".join(f"{name}={value}" for name, value in version.metrics.items()),
+                _pairs(version.metrics),
             )
             for version in info.versions
         ),
@@ -114,18 +119,42 @@ def _print_facts(info: "OptimizerInfo") -> None:
     facts = {
         "uses": ", ".join(info.uses),
         "needs": ", ".join(info.needs),
-        "hyperparameters": ", ".join(f"{name}={value}" for name, value in info.hyperparameters.items()),
+        "hyperparameters": _pairs(info.hyperparameters),
     }
+    _print_indented(facts)
+
+
+def _print_version(info: "VersionInfo") -> None:
+    typer.echo(f"{info.optimizer}@{info.version}")
+    facts = {
+        "sha256": info.sha256,
+        "created": info.created_at,
+        "parent": info.parent,
+        "architecture": _pairs(info.architecture),
+        "metrics": _pairs(info.metrics),
+        "environment": _pairs(info.environment),
+        "recipe": "with --json" if info.recipe else None,
+    }
+    _print_indented(facts)
+
+
+def _print_indented(facts: Mapping[str, str | None]) -> None:
     for name, value in facts.items():
         if value:
             typer.echo(f"  {name}: {value}")
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _resolve(client: "Client", reference: str) -> tuple[str, int]:
     """The optimizer's name and the version's number that a reference means now."""
     from optserve.optimizers import CHAMPION
 
-    name, _, selector = reference.partition("@")
+    name, at, selector = reference.partition("@")
+    if at and not selector:
+        raise fail(f"{reference!r} names no version after the @; write {name}, {name}@7 or {name}@ALIAS")
     if selector.isdecimal():
         return name, int(selector)
     info = client.optimizers.get(name)
