@@ -52,7 +52,11 @@ class AddressInvalid(OptserveError, ValueError):
 
 
 class ConnectionFailed(OptserveError, ConnectionError):
-    """The server could not be reached, or did not answer in time. Nothing is lost: the same call may be made again."""
+    """The server could not be reached, or did not answer in time.
+
+    Nothing is lost: a session takes the same call again. Of a RemoteOptimizer with several groups, those before the one
+    it failed at have been stepped already.
+    """
 
 
 class ReplyInvalid(OptserveError):

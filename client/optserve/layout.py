@@ -72,7 +72,9 @@ class Layout:
                 f"the flat gradient has the shape {array.shape}, but the session's parameters"
                 f"{' without the skipped' if skip else ''} need ({length},)"
             )
-        return narrow(np.ascontiguousarray(array, np.float32), self.dtype)
+        with np.errstate(over="ignore"):  # as in `flatten`
+            single = np.ascontiguousarray(array, np.float32)
+        return narrow(single, self.dtype)
 
     def length(self, skip: Collection[str]) -> int:
         """How many numbers travel when `skip` is left out."""

@@ -1,8 +1,9 @@
 """Which requests are sent again, when, and how often.
 
 Sent again after a lost connection, and after 502, 503 and 504, is what the server does only once however often it
-arrives: GET, PUT and DELETE; a POST that creates, because it carries an Idempotency-Key; a step, because the server
-answers the last step sent again with the same bytes from memory. A request the server turned away unread (429 and 503
+arrives: GET, PUT, PATCH and DELETE; a POST that creates, because it carries an Idempotency-Key; one that restores a
+checkpoint, because it ends in the same state; a step, because the server answers the last step sent again with the same
+bytes from memory. A request the server turned away unread (429 and 503
 with `Retry-After`), or that never left (connection refused), may always be sent again.
 """
 

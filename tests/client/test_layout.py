@@ -96,6 +96,7 @@ def test_large_finite_numbers_saturate_in_half_precision():
 
 def test_what_float32_cannot_hold_becomes_infinite_for_the_server_to_refuse():
     assert Layout({"w": (1,)}, "float32").flatten({"w": np.array([1e300])}).tolist() == [np.inf]
+    assert Layout({"w": (1,)}, "float32").accept(np.array([1e300])).tolist() == [np.inf]
 
 
 def test_updates_are_the_callers_own_to_write_to():
