@@ -89,6 +89,28 @@ def test_a_groups_own_hyperparameters_are_checked_and_a_bad_group_is_not_added(m
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("rnnprop", "weight_decay"), ("rnnprop", "maximize"), ("adam", "momentum"), ("adam", "weigth_decay")],
+)
+def test_hyperparameters_that_the_optimizer_does_not_know_are_refused_in_a_group_too(make, name, key):
+    with pytest.raises(errors.HyperparametersInvalid):
+        make([{"params": [parameter(3)], key: 1}], name)
+    optimizer = make([parameter(3)], name)
+    with pytest.raises(errors.HyperparametersInvalid):
+        optimizer.add_param_group({"params": [parameter(2)], key: 1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_what_pytorch_keeps_in_groups_is_no_hyperparameter(make):
+    optimizer = make([{"params": [parameter(3)], "initial_lr": 0.5, "lr": 0.25, "name": "head"}], "rnnprop")
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=9, cycle_momentum=False)
+    other = make([parameter(3)], "rnnprop")
+    other.load_state_dict(optimizer.state_dict() | {"state": {}})
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [parameter(2)]})
+    assert other.param_groups[0]["max_lr"] == 1
+
+
 def test_a_group_cannot_have_another_optimizer(make):
     with pytest.raises(ValueError, match="make another RemoteOptimizer"):
         make([{"params": [parameter(3)]}, {"params": [parameter(2)], "optimizer": "rnnprop"}])
@@ -247,6 +269,24 @@ def test_a_loss_is_a_number_or_a_tensor(make, loss):
 def test_a_loss_given_as_the_closure_says_what_to_write(make, loss):
     with pytest.raises(TypeError, match=r"pass a loss as step\(loss=…\)"):
         make([parameter(3)]).step(loss)
+
+
+@pytest.mark.parametrize("result", [(torch.tensor(0.5), "seen"), torch.ones(2), {"loss": 1}, "done", 0.5])
+def test_a_closure_may_return_anything(make, result):
+    p = parameter(3)
+    p.grad = torch.ones(3)
+    assert make([p], lr=0.5).step(lambda: result) is result
+    assert p.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_parameter_that_is_not_finite_is_not_called_a_gradient(make):
+    p, q = parameter(3), parameter(3)
+    optimizer = make([{"params": [("first", p)]}, {"params": [("broken", q)]}], weight_decay=0.1)
+    p.grad, q.grad = torch.ones(3), torch.ones(3)
+    q.data[1] = math.nan
+    with pytest.raises(errors.RequestInvalid, match=r"parameter 'broken' itself is not finite.* at index \[1\]"):
+        optimizer.step()
+    assert p.tolist() == [1, 1, 1]
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

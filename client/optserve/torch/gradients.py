@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -85,6 +86,13 @@ def _dense(gradient: Tensor, name: str) -> Tensor:
             f"the gradient of parameter {name!r} is sparse; make it dense (nn.Embedding(sparse=False))", parameter=name
         )
     return gradient
+
+
+def loss_in(result: Any) -> float | None:
+    """The loss that a closure has returned, if that is a number or a tensor of one; torch lets it return anything."""
+    if isinstance(result, Tensor):
+        return float(result.detach()) if result.numel() == 1 and not result.is_complex() else None
+    return float(result) if isinstance(result, Real) else None
 
 
 def number(value: Any) -> Any:

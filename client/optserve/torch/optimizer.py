@@ -20,12 +20,16 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from optserve.client import Client
 from optserve.errors import OptserveError, ProblemError, RequestInvalid
-from optserve.torch.gradients import Gathered, apply, flatten, gather, not_finite, number
+from optserve.torch.gradients import Gathered, apply, flatten, gather, loss_in, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
 from optserve.wire.bodies import OptimizerInfo
 
 _ON_NONFINITE = ("raise", "skip")
 _OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
+_OF_A_GROUP = {"params", "param_names", "name", "initial_lr", "swa_lr"} | {
+    f"{bound}_{value}" for bound in ("base", "min", "max") for value in ("lr", "momentum")
+}
+"""What a group holds besides hyperparameters: PyTorch's own, and what its schedulers keep there."""
 _DONE_HERE = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
 """Hyperparameters that are seen to here, and what the server is told in their place."""
 _DECOUPLED = "adamw"
@@ -87,14 +91,15 @@ class RemoteOptimizer(Optimizer):
 
         Args:
             closure: computes the loss and the gradients anew.
-            loss: L(θ_t), a number or a 0-d tensor, for the optimizers that use it; else what the closure returns.
+            loss: L(θ_t), a number or a 0-d tensor, for the optimizers that use it; else what the closure returns, if
+                that is a number or a tensor of one.
 
         Returns:
             What the closure returned, or None.
 
         Raises:
             GradientsInvalid: a gradient is sparse or not finite; nothing has changed.
-            RequestInvalid: the loss is not finite; nothing has changed.
+            RequestInvalid: the loss, or a parameter with weight decay, is not finite; nothing has changed.
             ConnectionFailed: the server does not answer; groups before the one it failed at have been stepped.
         """
         result = None
@@ -103,9 +108,10 @@ class RemoteOptimizer(Optimizer):
                 raise TypeError(f"step takes a closure, not a {torch.typename(closure)}; pass a loss as step(loss=…)")
             with torch.enable_grad():
                 result = closure()
-        observed = number(result if loss is None else loss)
+        observed = loss_in(result) if loss is None else number(loss)
         gathered = [self._gather(group) for group in self.param_groups]
         if self._usable(gathered, observed):
+            self._add_decay(gathered)
             for group, work in zip(self.param_groups, gathered, strict=True):
                 if work is not None:
                     self._step_group(group, work, observed)
@@ -117,9 +123,24 @@ class RemoteOptimizer(Optimizer):
             return None
         if group.get("maximize"):
             gathered.flat.neg_()
-        if group.get("weight_decay") and not self._is_decoupled(group):
-            gathered.flat.add_(flatten(gathered.parameters), alpha=float(group["weight_decay"]))
         return gathered
+
+    def _add_decay(self, gathered: list[Gathered | None]) -> None:
+        """Weight decay on top of finite gradients, so that a parameter that is not finite is not taken for a gradient.
+
+        Raises:
+            RequestInvalid: a parameter is not finite, or too large to be decayed.
+        """
+        for group, work in zip(self.param_groups, gathered, strict=True):
+            if work is not None and group.get("weight_decay") and not self._is_decoupled(group):
+                work.flat.add_(flatten(work.parameters), alpha=float(group["weight_decay"]))
+                error = not_finite(work)
+                if error is not None:
+                    raise RequestInvalid(
+                        f"parameter {error.parameter!r} itself is not finite, or too large for its weight decay in "
+                        f"float32, at index {error.index}; nothing was sent",
+                        **error.fields,
+                    )
 
     def _usable(self, gathered: list[Gathered | None], loss: float | None) -> bool:
         """Whether every number is finite; looked at before any group is sent, so that all are stepped or none is."""
@@ -146,7 +167,7 @@ class RemoteOptimizer(Optimizer):
         Raises:
             TypeError: a parameter is complex.
             ValueError: the group names another optimizer, or its lr is out of range.
-            HyperparametersInvalid: one of the group's own hyperparameters is out of its range.
+            HyperparametersInvalid: one of the group's own hyperparameters is unknown or out of its range.
         """
         super().add_param_group(param_group)
         try:
@@ -168,10 +189,11 @@ class RemoteOptimizer(Optimizer):
         if not 0 <= float(group["lr"]) < float("inf"):
             raise ValueError(f"lr is {float(group['lr'])}, but must be a finite number of at least 0")
         known = self._info(group["optimizer"]).hyperparameters
-        own = {name: group[name] for name in known if number(group[name]) != number(self.defaults[name])}
-        if own.keys() - {"lr"}:
+        own = {name for name in known if number(group[name]) != number(self.defaults[name])}
+        strange = group.keys() - self.defaults.keys() - _OF_A_GROUP
+        if own - {"lr"} or strange:
             reference = find(self._client, _version([group]))
-            self._try_out(reference, {name: group[name] for name in known})
+            self._try_out(reference, {name: group[name] for name in (*known, *sorted(strange))})
 
     def _defaults(self, version: Version, hyperparameters: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """What a group has that says nothing of its own."""
