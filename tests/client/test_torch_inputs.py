@@ -331,3 +331,15 @@ def test_after_close_and_with_its_state_cleared_it_begins_anew(make, forget):
     forget(optimizer)
     optimizer.step()
     assert optimizer.state_dict()["state"][0]["step"] == 1
+
+
+def test_a_groups_own_notes_are_kept_and_its_typos_are_not(client):
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    noted = {"params": [parameter], "lr_scale": 0.5, "layer": 3}
+    optimizer = RemoteOptimizer([noted], "adam", client)
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5
+    for name, key in (("adam", "lrr"), ("adam", "beta"), ("adam", "learning_rate"), ("rnnprop", "weight_decay")):
+        with pytest.raises(errors.HyperparametersInvalid, match=key):
+            RemoteOptimizer([{"params": [parameter], key: 0.1}], name, client)

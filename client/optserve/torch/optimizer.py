@@ -9,8 +9,9 @@ asked for updates of lr 1 without decay.
 """
 
 import contextlib
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, SupportsFloat, cast
 
@@ -30,6 +31,22 @@ _OF_A_GROUP = {"params", "param_names", "name", "initial_lr", "swa_lr"} | {
     f"{bound}_{value}" for bound in ("base", "min", "max") for value in ("lr", "momentum")
 }
 """What a group holds besides hyperparameters: PyTorch's own, and what its schedulers keep there."""
+_HYPERPARAMETERS = frozenset(
+    [
+        "alpha",
+        "amsgrad",
+        "betas",
+        "centered",
+        "dampening",
+        "eps",
+        "learning_rate",
+        "maximize",
+        "momentum",
+        "nesterov",
+        "weight_decay",
+    ]
+)
+"""What a group means as a hyperparameter, whether its optimizer has it or not. Other keys are the user's own notes."""
 _DONE_HERE = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
 """Hyperparameters that are seen to here, and what the server is told in their place."""
 _DECOUPLED = "adamw"
@@ -190,7 +207,7 @@ class RemoteOptimizer(Optimizer):
             raise ValueError(f"lr is {float(group['lr'])}, but must be a finite number of at least 0")
         known = self._info(group["optimizer"]).hyperparameters
         own = {name for name in known if number(group[name]) != number(self.defaults[name])}
-        strange = group.keys() - self.defaults.keys() - _OF_A_GROUP
+        strange = {name for name in group.keys() - self.defaults.keys() - _OF_A_GROUP if _is_meant(name, known)}
         if own - {"lr"} or strange:
             reference = find(self._client, _version([group]))
             self._try_out(reference, {name: group[name] for name in (*known, *sorted(strange))})
@@ -358,6 +375,11 @@ def _abandon(sessions: Mapping[Tensor, GroupSession]) -> None:
     for session in sessions.values():
         with contextlib.suppress(OptserveError):
             session.close()
+
+
+def _is_meant(name: str, known: Iterable[str]) -> bool:
+    """Whether a group's key is a hyperparameter of some optimizer, or looks like a misspelt one of this."""
+    return name in _HYPERPARAMETERS or bool(difflib.get_close_matches(name, ["lr", *known]))
 
 
 def _served(group: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
