@@ -24,6 +24,7 @@ from optserve_server.sessions.store import SessionStore
 router = APIRouter(tags=["sessions"], route_class=PlainRoute)
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,16}")
+_JSON_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _QUERY = ("loss", "skip")
 
 
@@ -84,7 +85,9 @@ def _read_query(query: bytes) -> tuple[float | None, list[str]]:
         if name == "skip":
             skip.append(value)
         elif name == "loss":
-            loss = _finite_loss(value)
+            if loss is not None:
+                raise RequestInvalid("`loss` is in the query twice; send one.")
+            loss = _finite_loss(value, float(value) if _JSON_NUMBER.fullmatch(value) else None)
         else:
             raise RequestInvalid(
                 f"There is no query parameter {shown(name)}{nearest(name, _QUERY)}; a step takes `loss` and `skip`."
@@ -95,17 +98,13 @@ def _read_query(query: bytes) -> tuple[float | None, list[str]]:
 def _take_loss(rest: dict[str, Any], gradients: StepGradients) -> None:
     json_form.require_known(rest, ("loss",))
     if rest.get("loss") is not None:
-        loss = _finite_loss(rest["loss"])
+        loss = _finite_loss(rest["loss"], rest["loss"])
         if gradients.loss not in (None, loss):
             raise RequestInvalid("`loss` is in the query and, with another value, in the body; send one.", "/loss")
         gradients.loss = loss
 
 
-def _finite_loss(given: Any) -> float:
-    try:
-        loss = float(given) if isinstance(given, str | float) else math.nan
-    except ValueError:
-        loss = math.nan
-    if not math.isfinite(loss):
+def _finite_loss(given: Any, loss: Any) -> float:
+    if not (isinstance(loss, float) and math.isfinite(loss)):
         raise RequestInvalid(f"`loss` is {shown(given)}; it must be a finite number. Leave it out if there is none.")
     return loss
