@@ -152,4 +152,5 @@ def test_a_large_step_does_not_hold_up_the_event_loop(server, new_loop, gradient
             waits.append(time.perf_counter() - start)
         timing = step.result().headers["server-timing"]
     computed = float(timing.partition("compute;dur=")[2]) / 1000
-    assert computed > 5 * float(np.median(waits)), (timing, len(waits))
+    # Computed on the event loop, the step would hold one of the requests up for all of its time.
+    assert max(waits) < 0.8 * computed, (timing, len(waits))
