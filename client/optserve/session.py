@@ -213,8 +213,10 @@ class AsyncSession(Awaited, SharedSession):
 class SharedSessions(Resource, Generic[AnySession]):
     """The operations of `client.sessions`."""
 
+    _session_class: type[AnySession]
+
     def _session(self, info: SessionInfo) -> AnySession:
-        raise NotImplementedError
+        return self._session_class(self._connection, info)
 
     @exchange
     def create(
@@ -268,15 +270,13 @@ class SharedSessions(Resource, Generic[AnySession]):
 class Sessions(Blocking, SharedSessions[Session]):
     """`client.sessions`."""
 
-    def _session(self, info: SessionInfo) -> Session:
-        return Session(self._connection, info)
+    _session_class = Session
 
 
 class AsyncSessions(Awaited, SharedSessions[AsyncSession]):
     """`client.sessions` of an `AsyncClient`."""
 
-    def _session(self, info: SessionInfo) -> AsyncSession:
-        return AsyncSession(self._connection, info)
+    _session_class = AsyncSession
 
 
 def _query(loss: SupportsFloat | None, skip: Collection[str]) -> str:
