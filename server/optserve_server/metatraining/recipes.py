@@ -3,25 +3,22 @@
 Two runs of one recipe on one type of machine give the same φ bit for bit.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from optserve_server import optimizers, tasks
-from optserve_server.naming import NAME_RULE, is_name, nearest, shown
+from optserve_server import descriptions, optimizers, tasks
+from optserve_server.descriptions import DescriptionError, Table
+from optserve_server.naming import NAME_RULE, is_name, shown
 from optserve_server.optimizers import Optimizer
 from optserve_server.tasks import TaskFamily
 
@@ -29,24 +26,16 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class RecipeError(ValueError):
+class RecipeError(DescriptionError):
     """A recipe that cannot be run; `path` names the key."""
 
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}" if path else message)
-        self.path = path
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskShare(_Table):
+class TaskShare(Table):
     """One family in the distribution of tasks, with its weight."""
 
     family: str
     weight: PositiveFloat = 1.0
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _family_exists(self) -> "TaskShare":
@@ -58,7 +47,7 @@ class TaskShare(_Table):
         return tasks.build(self.family, self.parameters)
 
 
-class LogUniform(_Table):
+class LogUniform(Table):
     """A whole number whose logarithm is uniform between those of `low` and `high`, drawn for each trajectory."""
 
     low: PositiveInt
@@ -82,7 +71,7 @@ Steps = Annotated[
 """T: one number, or a range to draw it from."""
 
 
-class Unroll(_Table):
+class Unroll(Table):
     """The inner loop: T = `steps`, cut into windows of `truncation` steps; absent, the window is the trajectory."""
 
     steps: Steps = 100
@@ -94,7 +83,7 @@ class Unroll(_Table):
         return self.steps.high if isinstance(self.steps, LogUniform) else self.steps
 
 
-class MetaLoss(_Table):
+class MetaLoss(Table):
     """What φ is trained on, per window, averaged over tasks.
 
     `final`: f(θ_T), the definition. `sum`: Σ_t f(θ_t). `log`: Σ_t ln(f(θ_t) + floor), which weighs all scales of loss
@@ -105,21 +94,21 @@ class MetaLoss(_Table):
     floor: PositiveFloat = 1e-6
 
 
-class GradientEstimator(_Table):
+class GradientEstimator(Table):
     """How ∇_φL is estimated; `second_order` keeps ∂∇_t/∂φ, which makes it exact."""
 
     estimator: Literal["backpropagation"] = "backpropagation"
     second_order: bool = True
 
 
-class Augmentation(_Table):
+class Augmentation(Table):
     """Random coordinate scaling (Lv et al. 2017, section 4.2): some tasks become f(c ⊙ z), ln c ~ U[−range, range]."""
 
     coordinate_scaling: Annotated[float, Field(ge=0, le=10)] = 0.0
     probability: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-class MetaOptimizer(_Table):
+class MetaOptimizer(Table):
     """The outer loop's own update rule and its length.
 
     With `averaging` the φ that is validated and kept is a running mean of φ with that decay, which takes out the noise
@@ -135,7 +124,7 @@ class MetaOptimizer(_Table):
     tasks_per_outer_step: PositiveInt = 16
 
 
-class Checkpoints(_Table):
+class Checkpoints(Table):
     """Every so many outer steps φ is validated on held-out tasks and kept."""
 
     every: PositiveInt = 200
@@ -149,7 +138,7 @@ def _learned_name(name: str) -> str:
     return name
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """One meta-training run."""
 
     name: Annotated[str, AfterValidator(_learned_name)]
@@ -184,16 +173,7 @@ def parse(content: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: the first thing wrong with it; an unknown key's message names the nearest known one.
     """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        # An unknown key first: a misspelt key is also reported as the missing one.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        path = ".".join(str(part) for part in first["loc"] if part not in (_NUMBER, _RANGE))
-        if first["type"] == "extra_forbidden":
-            raise RecipeError(path, _unknown_key(first["loc"])) from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(path, f"{message[0].lower()}{message[1:]}") from error
+    return descriptions.parse(Recipe, content, RecipeError)
 
 
 def load(path: Path) -> Recipe:
@@ -203,27 +183,4 @@ def load(path: Path) -> Recipe:
         RecipeError: not TOML, or not a recipe.
         OSError: the file cannot be read.
     """
-    try:
-        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError("", f"{path} is not TOML: {error}") from error
-
-
-def _unknown_key(location: tuple[int | str, ...]) -> str:
-    table: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        table = _TABLES.get(str(part), table)
-    known = list(table.model_fields)
-    return f"unknown key{nearest(location[-1], known)}; there are {', '.join(known)}"
-
-
-_TABLES: dict[str, type[BaseModel]] = {
-    "tasks": TaskShare,
-    "unroll": Unroll,
-    _RANGE: LogUniform,
-    "meta_loss": MetaLoss,
-    "gradient": GradientEstimator,
-    "augmentation": Augmentation,
-    "meta_optimizer": MetaOptimizer,
-    "checkpoints": Checkpoints,
-}
+    return parse(descriptions.read_toml(path, RecipeError))
