@@ -180,7 +180,7 @@ def test_a_learned_optimizer_over_http_is_its_own_equations(new_loop, gradients,
     data = http.get(f"/optimizers/{learned}/versions/1/weights").content
     optimizer, phi, _ = weights.decode(data)
     loop = new_loop(learned, LARGE)
-    state = initial_state(optimizer, loop.coordinates)
+    state = initial_state(optimizer, ((loop.coordinates,),))
     for step in range(5):
         flat = gradients(loop.coordinates)
         updates, state = optimizer.step(phi, Observations(torch.from_numpy(flat), torch.tensor([float(step)])), state)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optserve_server import optimizers
-from optserve_server.optimizers import Observations, Optimizer, initial_state, serving, weights
+from optserve_server.optimizers import HiddenState, Observations, Optimizer, initial_state, serving, weights
 from optserve_server.optimizers.base import PAGE
 from optserve_server.optimizers.serving import step_pages
 
@@ -45,10 +45,10 @@ def gradients_of(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32)
 
 def run(
     name: str, steps: int, n: int = 40, dtype: torch.dtype = torch.float32
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+) -> tuple[list[torch.Tensor], HiddenState]:
     optimizer, phi = build(name)
     phi = {key: value.to(dtype) for key, value in phi.items()}
-    state = initial_state(optimizer, n, like=torch.empty(0, dtype=dtype))
+    state = initial_state(optimizer, ((n,),), like=torch.empty(0, dtype=dtype))
     updates = []
     for step in range(steps):
         g, state = optimizer.step(phi, observe(gradients_of(n, seed=step, dtype=dtype), step), state)
@@ -62,8 +62,8 @@ def test_shapes_and_dtypes_are_the_contracts(name: str, dtype: torch.dtype) -> N
     optimizer, _ = build(name)
     updates, state = run(name, 3, dtype=dtype)
     assert all(g.shape == (40,) and g.dtype == dtype and g.isfinite().all() for g in updates)
-    assert state.shape == (len(optimizer.features), 40)
-    assert state.dtype == dtype
+    assert state.coordinates.shape == (len(optimizer.features), 40)
+    assert state.coordinates.dtype == dtype
     assert len(set(optimizer.features)) == len(optimizer.features)
     assert optimizer.needs <= optimizer.uses
 
@@ -72,7 +72,7 @@ def test_shapes_and_dtypes_are_the_contracts(name: str, dtype: torch.dtype) -> N
 def test_the_same_run_twice_gives_the_same_bits(name: str) -> None:
     first, second = run(name, 5), run(name, 5)
     assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
-    assert torch.equal(first[1], second[1])
+    assert torch.equal(first[1].coordinates, second[1].coordinates)
 
 
 @EVERY
@@ -86,19 +86,19 @@ def test_float32_follows_float64(name: str) -> None:
 def test_a_batch_of_tasks_is_each_task_alone(name: str) -> None:
     optimizer, phi = build(name)
     gradients = gradients_of(3, 17)
-    together, state = optimizer.step(phi, observe(gradients), initial_state(optimizer, 3, 17))
+    together, state = optimizer.step(phi, observe(gradients), initial_state(optimizer, ((17,),), (3,)))
     for task in range(3):
-        alone, alone_state = optimizer.step(phi, observe(gradients[task]), initial_state(optimizer, 17))
+        alone, alone_state = optimizer.step(phi, observe(gradients[task]), initial_state(optimizer, ((17,),)))
         torch.testing.assert_close(together[task], alone)
-        torch.testing.assert_close(state[task], alone_state)
+        torch.testing.assert_close(state.coordinates[task], alone_state.coordinates)
 
 
 @EVERY
 def test_every_coordinate_is_treated_alike(name: str) -> None:
     optimizer, phi = build(name)
     gradients, order = gradients_of(64), torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    straight, _ = optimizer.step(phi, observe(gradients), initial_state(optimizer, 64))
-    shuffled, _ = optimizer.step(phi, observe(gradients[order]), initial_state(optimizer, 64))
+    straight, _ = optimizer.step(phi, observe(gradients), initial_state(optimizer, ((64,),)))
+    shuffled, _ = optimizer.step(phi, observe(gradients[order]), initial_state(optimizer, ((64,),)))
     torch.testing.assert_close(straight[order], shuffled)
 
 
@@ -120,7 +120,7 @@ def test_served_pages_follow_the_reference(name: str) -> None:
     arena = torch.full((20, len(optimizer.features), PAGE), 7.0)
     pages = [13, 2, 5]
     arena[pages] = 0
-    state = initial_state(optimizer, 3 * PAGE)
+    state = initial_state(optimizer, ((3 * PAGE,),))
     for step in range(10):
         gradients = gradients_of(3 * PAGE, seed=step)
         served = step_pages(optimizer, phi, arena, pages, observe(gradients.view(3, PAGE), step))
@@ -187,7 +187,7 @@ def test_the_kernel_that_serves_is_chosen(name: str) -> None:
 def test_200_served_steps_stay_with_the_reference(name: str) -> None:
     optimizer, phi = build(name)
     arena = torch.zeros(2, len(optimizer.features), PAGE)
-    state = initial_state(optimizer, 2 * PAGE)
+    state = initial_state(optimizer, ((2 * PAGE,),))
     for step in range(200):
         gradients = gradients_of(2 * PAGE, seed=step)
         served = step_pages(optimizer, phi, arena, [0, 1], observe(gradients.view(2, PAGE), step))
@@ -201,7 +201,7 @@ def test_no_finite_gradient_breaks_it(name: str, size: float) -> None:
     """Not in the reference and not where it is served; and afterwards it goes on."""
     optimizer, phi = build(name)
     arena = torch.zeros(1, len(optimizer.features), PAGE)
-    state = initial_state(optimizer, PAGE)
+    state = initial_state(optimizer, ((PAGE,),))
     for step in range(4):
         gradients = torch.full((PAGE,), size if step < 2 else 1.0)
         served = step_pages(optimizer, phi, arena, [0], observe(gradients[None], step))

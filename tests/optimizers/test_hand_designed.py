@@ -36,7 +36,7 @@ def test_equals_torch_over_200_steps(
     ours = torch.randn(50, generator=generator).to(dtype)
     theirs = torch.nn.Parameter(ours.clone())
     reference = torch_class([theirs], **implied, **given)
-    state = initial_state(optimizer, 50, like=ours)
+    state = initial_state(optimizer, ((50,),), like=ours)
     for step in range(200):
         theirs.grad = torch.randn(50, generator=generator).to(dtype) + theirs.detach().clamp(-1, 1)
         clock = torch.tensor([float(step)], dtype=torch.float64)
@@ -81,4 +81,4 @@ def test_weight_decay_without_parameters_says_what_it_needs() -> None:
     optimizer = optimizers.build({"kind": "adamw"})
     assert optimizer.needs == {"parameters"}
     with pytest.raises(ValueError, match="needs the parameters"):
-        optimizer.step({}, Observations(torch.ones(3), torch.zeros(1)), initial_state(optimizer, 3))
+        optimizer.step({}, Observations(torch.ones(3), torch.zeros(1)), initial_state(optimizer, ((3,),)))

@@ -17,7 +17,7 @@ def test_lstm_is_two_torch_cells() -> None:
         prefix = f"cells.{layer}."
         cell.load_state_dict({key.removeprefix(prefix): value for key, value in phi.items() if key.startswith(prefix)})
     memories = [(torch.zeros(30, 20), torch.zeros(30, 20)) for _ in cells]
-    state = initial_state(optimizer, 30)
+    state = initial_state(optimizer, ((30,),))
     for step in range(20):
         gradients = torch.randn(30, generator=torch.Generator().manual_seed(step)) * 10.0 ** (step % 7 - 5)
         updates, state = optimizer.step(phi, Observations(gradients, torch.tensor([float(step)])), state)
@@ -50,7 +50,7 @@ def test_rnnprop_recomputed_with_numpy() -> None:
     n, beta = 7, 0.95
     m, v = np.zeros(n), np.zeros(n)
     memory = np.zeros((2, 2, 5, n))
-    state = initial_state(optimizer, n, like=torch.empty(0, dtype=torch.float64))
+    state = initial_state(optimizer, ((n,),), like=torch.empty(0, dtype=torch.float64))
     for step in range(10):
         gradients = np.random.default_rng(step).normal(size=n)
         updates, state = optimizer.step(
@@ -81,7 +81,7 @@ def numpy_cell(w: dict[str, np.ndarray], layer: int, x: np.ndarray, memory: np.n
 def test_rnnprop_does_not_see_the_gradients_scale(scale: float) -> None:
     optimizer = optimizers.build({"kind": "rnnprop"})
     phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
-    plain, scaled = initial_state(optimizer, 20), initial_state(optimizer, 20)
+    plain, scaled = initial_state(optimizer, ((20,),)), initial_state(optimizer, ((20,),))
     for step in range(5):
         gradients = torch.randn(20, generator=torch.Generator().manual_seed(step))
         clock = torch.tensor([float(step)])
@@ -97,7 +97,8 @@ def test_meta_gradients_agree_with_finite_differences(kind: str) -> None:
 
     def moved(*values: torch.Tensor) -> torch.Tensor:
         named = dict(zip(phi, values, strict=True))
-        theta, state = torch.linspace(-2, 2, 4, dtype=torch.float64), torch.zeros(len(optimizer.features), 4).double()
+        theta = torch.linspace(-2, 2, 4, dtype=torch.float64)
+        state = initial_state(optimizer, ((4,),), like=theta)
         for step in range(4):
             clock = torch.tensor([float(step)])
             updates, state = optimizer.step(named, Observations(theta**3 + 0.1, clock), state)

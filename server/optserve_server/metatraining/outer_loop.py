@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from optserve_server.metatraining import training_checkpoints
 from optserve_server.metatraining.estimators.backpropagation import backpropagation
 from optserve_server.metatraining.recipes import MetaOptimizer, Recipe
 from optserve_server.metatraining.trajectories import Trajectory, draw_trajectory
@@ -37,8 +39,9 @@ class Progress:
 class OuterLoop:
     """Meta-trains φ by a recipe. Iterate over it for a `Progress` an outer step.
 
-    `phi` is the present φ, and `averaged_phi` the running mean that is validated: φ itself where nothing is averaged.
-    All randomness comes from one generator seeded by the recipe.
+    `outer_step` counts the outer steps made. `phi` is the present φ, and `averaged_phi` the running mean that is
+    validated: φ itself where nothing is averaged. All randomness comes from one generator seeded by the recipe, so that
+    a run is the same bit for bit, whether it was interrupted and resumed or not.
     """
 
     def __init__(self, recipe: Recipe, phi: dict[str, Tensor] | None = None) -> None:
@@ -51,15 +54,48 @@ class OuterLoop:
         self.averaged_phi = {name: weight.detach().clone() for name, weight in self.phi.items()}
         self._meta_optimizer = _meta_optimizer(recipe.meta_optimizer, list(self.phi.values()))
         self._trajectory: Trajectory | None = None
+        self.outer_step = 0
 
     def __iter__(self) -> Iterator[Progress]:
-        """Make the recipe's outer steps, one `Progress` each.
+        """Make the outer steps that the recipe has left, one `Progress` each.
 
         Raises:
             MetaTrainingError: naming the outer step.
         """
-        for outer_step in range(1, self.recipe.meta_optimizer.outer_steps + 1):
-            yield self._outer_step(outer_step)
+        while self.outer_step < self.recipe.meta_optimizer.outer_steps:
+            progress = self._outer_step(self.outer_step + 1)
+            self.outer_step += 1
+            yield progress
+
+    def checkpoint(self) -> bytes:
+        """A training checkpoint after the present outer step: what `resume` goes on from, bit for bit."""
+        return training_checkpoints.encode(
+            {
+                "outer_step": self.outer_step,
+                "phi": self.phi,
+                "averaged_phi": self.averaged_phi,
+                "meta_optimizer": [self._meta_optimizer.state[weight] for weight in self.phi.values()],
+                "generator": self.generator.get_state(),
+                "trajectory": None if self._trajectory is None else self._trajectory.to_state(),
+            }
+        )
+
+    @classmethod
+    def resume(cls, recipe: Recipe, data: bytes) -> Self:
+        """The loop whose training checkpoint `data` is; `recipe` is its recipe, with as many outer steps or more.
+
+        Raises:
+            ValueError: no training checkpoint, or not of this recipe's architecture.
+        """
+        state = training_checkpoints.decode(data, torch.device("cpu"))
+        loop = cls(recipe, state["phi"])
+        loop.outer_step, loop.averaged_phi = state["outer_step"], state["averaged_phi"]
+        for weight, moments in zip(loop.phi.values(), state["meta_optimizer"], strict=True):
+            loop._meta_optimizer.state[weight] = moments
+        loop.generator.set_state(state["generator"])
+        if state["trajectory"] is not None:
+            loop._trajectory = Trajectory.from_state(recipe.tasks, state["trajectory"])
+        return loop
 
     def _outer_step(self, outer_step: int) -> Progress:
         if self._trajectory is None or self._trajectory.finished:

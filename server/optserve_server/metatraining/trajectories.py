@@ -1,29 +1,33 @@
 """Trajectories: the inner loops θ_{t+1} = θ_t + g_t of many tasks at once, unrolled window by window.
 
 The tasks of one trajectory may come from several families; those of one family are a *group*, whose tasks are stepped
-together. The optimizers at hand work on every coordinate alike, so a group hands them all its tasks' coordinates as one
-long row, which is twice as fast as a batch of short ones.
+together. To a coordinatewise optimizer a group hands all its tasks' coordinates as one long row, which is twice as fast
+as a batch of short ones; to any other, a batch of tasks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from optserve_server.metatraining.recipes import Augmentation, LogUniform, Recipe, TaskShare
+from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, initial_state
 from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, vectorized
 
 
 @dataclass
 class Group:
-    """The inner loops of some tasks of one family, at step t.
+    """The inner loops of some tasks of one family, the recipe's `share`-th, at step t.
 
-    `theta` is θ_t (of the reparametrised task, where `scales` is given), `[tasks, n]`; `state` is h_t,
-    `[features, tasks·n]`; `scales` is c of f(c ⊙ z), `[tasks, n]`.
+    `theta` is θ_t (of the reparametrised task, where `scales` is given), `[tasks, n]`; `scales` is c of f(c ⊙ z),
+    `[tasks, n]`. `state` is h_t: of all tasks' coordinates as one row, `[features, tasks·n]`, where the optimizer is
+    coordinatewise, and else of each task, `[tasks, features, n]`.
     """
 
+    share: int
     family: TaskFamily
     task_data: TaskData
     theta: Theta
@@ -47,7 +51,27 @@ class Group:
 
     def detach(self) -> None:
         """Cut the graph: the next window starts here."""
-        self.theta, self.state = self.theta.detach(), self.state.detach()
+        self.theta = self.theta.detach()
+        arrays = {name: array.detach() for name, array in self.state.arrays.items()}
+        self.state = HiddenState(self.state.coordinates.detach(), arrays)
+
+    def to_state(self) -> State:
+        """All of it, for a training checkpoint."""
+        return {
+            "share": self.share,
+            "task_data": self.task_data,
+            "theta": self.theta,
+            "coordinates": self.state.coordinates,
+            "arrays": self.state.arrays,
+            "scales": self.scales,
+        }
+
+    @classmethod
+    def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
+        """The group, over the recipe's tasks, whose `to_state` this is."""
+        hidden_state = HiddenState(state["coordinates"], state["arrays"])
+        family = shares[state["share"]].build()
+        return cls(state["share"], family, state["task_data"], state["theta"], hidden_state, state["scales"])
 
 
 @dataclass
@@ -62,6 +86,16 @@ class Trajectory:
     def finished(self) -> bool:
         """Whether t = T."""
         return self.step >= self.horizon
+
+    def to_state(self) -> State:
+        """All of it, for a training checkpoint."""
+        return {"horizon": self.horizon, "step": self.step, "groups": [group.to_state() for group in self.groups]}
+
+    @classmethod
+    def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
+        """The trajectory, over the recipe's tasks, whose `to_state` this is."""
+        groups = [Group.from_state(shares, group) for group in state["groups"]]
+        return cls(groups, state["horizon"], state["step"])
 
 
 def draw_trajectory(recipe: Recipe, optimizer: Optimizer, generator: torch.Generator) -> Trajectory:
@@ -80,12 +114,12 @@ def draw_groups(
 ) -> list[Group]:
     """One group of `counts[i]` tasks for each share that has any, at θ_0 and h_0."""
     groups = []
-    for share, count in zip(shares, counts, strict=True):
+    for number, count in enumerate(counts):
         if count:
-            family = share.build()
+            family = shares[number].build()
             theta = family.initial(generator, count)
-            state = initial_state(optimizer, theta.numel())
-            groups.append(Group(family, family.sample(generator, count, split), theta, state))
+            state = _initial_state(optimizer, family, theta)
+            groups.append(Group(number, family, family.sample(generator, count, split), theta, state))
     return groups
 
 
@@ -96,10 +130,11 @@ def unroll(
     *,
     first_step: int,
     steps: int,
+    horizon: int,
     generator: torch.Generator,
     second_order: bool,
 ) -> Tensor:
-    """Step a group `steps` times from step `first_step` on, and return f(θ) after each step, `[steps, tasks]`.
+    """Step a group `steps` times from step `first_step` of `horizon` on: f(θ) after each step, `[steps, tasks]`.
 
     f(θ_t) is taken on the minibatch of step t, and the last on a fresh one. The losses carry the graph back to φ; with
     `second_order` through ∂∇_t/∂φ too.
@@ -108,11 +143,28 @@ def unroll(
     for step in range(first_step, first_step + steps):
         loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
         losses.append(loss)
-        clock = torch.tensor([float(step)], dtype=torch.float64)
-        updates, group.state = optimizer.step(phi, Observations(gradients.flatten(), clock), group.state)
+        seen = (group.theta, loss) if second_order else (group.theta.detach(), loss.detach())
+        observations = _observations(optimizer, group, *seen, gradients, step, horizon)
+        updates, group.state = optimizer.step(phi, observations, group.state)
         group.theta = group.theta + updates.view_as(group.theta)
     losses.append(group.losses(group.theta, group.draw_batch(generator)))
     return torch.stack(losses[1:])
+
+
+def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
+    if optimizer.coordinatewise:
+        return initial_state(optimizer, ((theta.numel(),),), like=theta)
+    return initial_state(optimizer, tuple(family.shapes.values()), (theta.shape[0],), like=theta)
+
+
+def _observations(
+    optimizer: Optimizer, group: Group, theta: Theta, loss: Tensor, gradients: Tensor, step: int, horizon: int
+) -> Observations:
+    clock = torch.tensor([float(step)], dtype=torch.float64)
+    if optimizer.coordinatewise:
+        return Observations(gradients.flatten(), clock, theta.flatten())
+    horizons = torch.full_like(loss, float(horizon))
+    return Observations(gradients, clock, theta, loss, horizons, tuple(group.family.shapes.values()))
 
 
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ def held_out_meta_loss(recipe: Recipe, optimizer: Optimizer, phi: Phi, tasks: in
                 phi,
                 first_step=0,
                 steps=recipe.unroll.longest,
+                horizon=recipe.unroll.longest,
                 generator=generator,
                 second_order=False,
             )

@@ -9,11 +9,13 @@ from typing import Any
 from optserve_server.naming import nearest, shown
 from optserve_server.optimizers.adam import Adam, AdamW
 from optserve_server.optimizers.base import (
+    Coordinatewise,
     Gradients,
     HiddenState,
     Observations,
     Optimizer,
     Phi,
+    Shapes,
     Updates,
     initial_state,
 )
@@ -26,11 +28,13 @@ from optserve_server.optimizers.sgd import SGD, Momentum, Nesterov
 __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
+    "Coordinatewise",
     "Gradients",
     "HiddenState",
     "Observations",
     "Optimizer",
     "Phi",
+    "Shapes",
     "Updates",
     "architecture",
     "build",

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
+from optserve_server.optimizers.base import CoordinateState, Observations, Phi, Updates
 from optserve_server.optimizers.hyperparameters import require_range
 from optserve_server.optimizers.moments import bias_correction
 from optserve_server.optimizers.sgd import HandDesigned
@@ -32,7 +32,9 @@ class Adam(HandDesigned):
         """The two moments; with `amsgrad` also the greatest second moment so far."""
         return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.amsgrad else ()))
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step of `torch.optim.Adam`."""
         gradients = self.descent_gradients(observations)
         beta_1, beta_2 = self.betas
@@ -60,9 +62,11 @@ class AdamW(Adam):
         """∇_t alone: the decay is no part of the gradient."""
         return -observations.gradients if self.maximize else observations.gradients
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step of `torch.optim.AdamW`."""
-        updates, state = super().step(phi, observations, state)
+        updates, state = super().step_coordinates(phi, observations, state)
         if self.weight_decay:
             parameters = self.parameters(observations)
             # Not −lr·λ·θ: PyTorch multiplies θ by 1 − lr·λ, whose rounding adds up over many steps.

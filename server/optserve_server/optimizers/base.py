@@ -4,13 +4,19 @@ Every optimizer, learned or designed by hand, is a frozen dataclass of its archi
 State goes in and comes out; nothing is kept inside, so the same `step` serves sessions page by page and is unrolled
 under autograd in meta-training.
 
-All arrays are feature-major and end in the coordinates: gradients are `[…, n]`, the hidden state `[…, features, n]`.
+All arrays are feature-major and end in the coordinates: gradients are `[…, n]`, their hidden state `[…, features, n]`.
 The leading dimensions are pages when serving and tasks when meta-training.
+
+Most optimizers are `Coordinatewise`: every coordinate has its own hidden state, and no coordinate sees another. The
+rest also keep arrays for each parameter tensor (Adafactor's rows and columns, a scheduler) or for the whole session,
+and are told where one tensor ends and the next begins.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,7 +29,20 @@ Phi = Mapping[str, Tensor]
 
 Gradients = Tensor  # [..., n], float32 or float64
 Updates = Tensor  # [..., n], the same dtype: θ_{t+1} = θ_t + g_t
-HiddenState = Tensor  # [..., features, n], the same dtype
+CoordinateState = Tensor  # [..., features, n], the same dtype
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of the parameter tensors whose coordinates stand one after another in the n."""
+
+
+class HiddenState(NamedTuple):
+    """h_t: what each coordinate remembers, and by name what each parameter tensor and the whole session do.
+
+    An array of tensors is `[…, rows, Σ size]`, each tensor's own columns in declared order; one of the session is
+    `[…, rows, 1]`. There are none where the optimizer is coordinatewise.
+    """
+
+    coordinates: CoordinateState
+    arrays: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +52,17 @@ class Observations:
     `gradients` is ∇_t, `[…, n]`. `clock` counts the steps each coordinate has taken before this one, as floats that
     broadcast to the gradients: 0 at the first step; a coordinate whose parameter was skipped stands still.
     `parameters` is θ_t, `[…, n]`, where the loop has sent it.
+
+    `loss` is f(θ_t) and `horizon` is T, the number of steps that the loop plans, each `[…]`, where they are known.
+    `shapes` are the parameter tensors; a coordinatewise optimizer has no use for them.
     """
 
     gradients: Gradients
     clock: Tensor
     parameters: Tensor | None = None
+    loss: Tensor | None = None
+    horizon: Tensor | None = None
+    shapes: Shapes = ()
 
 
 @runtime_checkable
@@ -48,10 +73,21 @@ class Optimizer(Protocol):
     """The architecture's name, as recipes and weight files write it."""
     learned: ClassVar[bool]
     """Whether φ is meta-trained."""
+    coordinatewise: ClassVar[bool]
+    """Whether h_t is that of the coordinates alone, and no coordinate sees another."""
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the hidden state's features, in the order of its rows."""
+        """Names of what each coordinate remembers, in the order of the rows of `HiddenState.coordinates`."""
+        ...
+
+    def tensor_arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+        """What a parameter tensor of that shape remembers beside its coordinates: by name, rows and size."""
+        ...
+
+    @property
+    def session_arrays(self) -> dict[str, int]:
+        """What the session as a whole remembers: by name, rows."""
         ...
 
     @property
@@ -73,8 +109,51 @@ class Optimizer(Protocol):
         ...
 
 
-def initial_state(optimizer: Optimizer, *batch: int, like: Tensor | None = None) -> HiddenState:
-    """h_0 = 0 for `batch = (…, n)`: zeros `[…, features, n]`, of the dtype and device of `like` (float32, CPU)."""
-    *lead, coordinates = batch
+class Coordinatewise(ABC):
+    """Base of the optimizers that treat every coordinate alike and by itself."""
+
+    coordinatewise: ClassVar[bool] = True
+
+    def tensor_arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+        """Nothing."""
+        return {}
+
+    @property
+    def session_arrays(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+        """The update g_t and the next hidden state, out of place."""
+        updates, coordinates = self.step_coordinates(phi, observations, state.coordinates)
+        return updates, HiddenState(coordinates, {})
+
+    @abstractmethod
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
+        """The same, of the coordinates' state alone."""
+
+
+def initial_state(
+    optimizer: Optimizer, shapes: Shapes, lead: tuple[int, ...] = (), *, like: Tensor | None = None
+) -> HiddenState:
+    """h_0 = 0 for parameter tensors of these shapes, under leading dimensions `lead`.
+
+    Of the dtype and device of `like` (float32, CPU).
+    """
     template = torch.empty(0) if like is None else like
-    return template.new_zeros((*lead, len(optimizer.features), coordinates))
+    coordinates = sum(map(math.prod, shapes))
+    arrays = {
+        name: template.new_zeros((*lead, rows, size)) for name, (rows, size) in array_sizes(optimizer, shapes).items()
+    }
+    return HiddenState(template.new_zeros((*lead, len(optimizer.features), coordinates)), arrays)
+
+
+def array_sizes(optimizer: Optimizer, shapes: Shapes) -> dict[str, tuple[int, int]]:
+    """By name, rows and size of all arrays that parameter tensors of these shapes have, and then the session."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for shape in shapes:
+        for name, (rows, size) in optimizer.tensor_arrays(shape).items():
+            sizes[name] = (rows, sizes.get(name, (rows, 0))[1] + size)
+    return {**sizes, **{name: (rows, 1) for name, rows in optimizer.session_arrays.items()}}

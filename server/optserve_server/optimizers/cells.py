@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import HiddenState, Phi
+from optserve_server.optimizers.base import CoordinateState, Phi
 from optserve_server.optimizers.hyperparameters import require_range
 
 
@@ -32,7 +32,7 @@ def tanh(x: Tensor) -> Tensor:
     return torch.sigmoid(2 * x).mul(2).sub(1)
 
 
-def lstm_stack(phi: Phi, layers: int, inputs: Tensor, state: HiddenState) -> tuple[Tensor, HiddenState]:
+def lstm_stack(phi: Phi, layers: int, inputs: Tensor, state: CoordinateState) -> tuple[Tensor, CoordinateState]:
     """One step of all layers. `state` is `[…, 2·layers·H, n]`: h and c of the first layer, then of the next."""
     parts = state.chunk(2 * layers, dim=-2)
     following: list[Tensor] = []

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import Gradients, HiddenState, Observations, Phi, Updates
+from optserve_server.optimizers.base import CoordinateState, Coordinatewise, Gradients, Observations, Phi, Updates
 from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, lstm_features, lstm_stack, uniform
 
 P = 10.0  # of the log-sign preprocessing (appendix A)
 
 
 @dataclass(frozen=True)
-class LSTM:
+class LSTM(Coordinatewise):
     """A coordinatewise LSTM on the preprocessed gradient: g_t = `output_scale` · (w·h + b)."""
 
     kind: ClassVar[str] = "lstm"
@@ -43,7 +43,9 @@ class LSTM:
         phi["output.bias"] = torch.zeros(1)
         return phi
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step on every coordinate alike (section 2.1)."""
         gradients = observations.gradients
         inputs = log_sign(gradients) if self.preprocessing == "log-sign" else gradients.unsqueeze(-2)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
+from optserve_server.optimizers.base import CoordinateState, Observations, Phi, Updates
 from optserve_server.optimizers.hyperparameters import require_range
 from optserve_server.optimizers.sgd import HandDesigned
 
@@ -37,7 +37,9 @@ class RMSprop(HandDesigned):
             *(("grad_avg",) if self.centered else ()),
         )
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step of `torch.optim.RMSprop`."""
         gradients = self.descent_gradients(observations)
         square_avg = self.alpha * state[..., 0, :] + (1 - self.alpha) * gradients.square()

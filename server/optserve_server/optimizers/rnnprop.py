@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
-from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
+from optserve_server.optimizers.base import CoordinateState, Coordinatewise, Observations, Phi, Updates
 from optserve_server.optimizers.cells import check_lstm_size, initial_lstm_phi, lstm_features, lstm_stack, tanh, uniform
 from optserve_server.optimizers.hyperparameters import require_range
 from optserve_server.optimizers.moments import bias_correction
@@ -17,7 +17,7 @@ LARGEST = 1e18  # a gradient is cut to this: the square of a larger one would no
 
 
 @dataclass(frozen=True)
-class RNNprop:
+class RNNprop(Coordinatewise):
     """A coordinatewise LSTM on Adam's own directions: its inputs are free of scale and its output is bounded.
 
         x = (m̂/√v̂, ∇/√v̂),    g_t = −`output_scale` · tanh(w·h + b)
@@ -55,7 +55,9 @@ class RNNprop:
             "output.bias": torch.zeros(1),
         }
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step on every coordinate alike (section 4.1)."""
         gradients = observations.gradients.clamp(-LARGEST, LARGEST)
         m = torch.lerp(gradients, state[..., 0, :], self.beta)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import PAGE, Observations, Optimizer, Phi, Updates
+from optserve_server.optimizers.base import PAGE, HiddenState, Observations, Optimizer, Phi, Updates
 from optserve_server.optimizers.fused import FUSED
 
 _GROUP_BYTES = 1 << 19  # of hidden state; measured best between 2^18 and 2^20 on 2 MB of second-level cache
@@ -77,7 +77,8 @@ def _step_module(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor,
     for start in range(0, len(numbers), group):
         rows = slice(start, start + group)
         index = numbers[rows]
-        updates[rows], arena[index] = optimizer.step(phi, _rows(observations, rows), arena[index])
+        before = HiddenState(arena[index], {})
+        updates[rows], (arena[index], _) = optimizer.step(phi, _rows(observations, rows), before)
     return updates
 
 

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import HiddenState, Observations, Phi, Updates
+from optserve_server.optimizers.base import CoordinateState, Coordinatewise, Observations, Phi, Updates
 from optserve_server.optimizers.hyperparameters import require_range
 
 
 @dataclass(frozen=True)
-class HandDesigned:
+class HandDesigned(Coordinatewise):
     """What all hand-designed optimizers share: no φ, and θ needed only to decay it."""
 
     learned: ClassVar[bool] = False
@@ -74,7 +74,9 @@ class SGD(HandDesigned):
         """The momentum buffer, where there is momentum."""
         return ("momentum_buffer",) if self.momentum else ()
 
-    def step(self, phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def step_coordinates(
+        self, phi: Phi, observations: Observations, state: CoordinateState
+    ) -> tuple[Updates, CoordinateState]:
         """One step of `torch.optim.SGD`."""
         gradients = self.descent_gradients(observations)
         if not self.momentum:

@@ -33,6 +33,7 @@ def backpropagation(
             leaves,
             first_step=trajectory.step,
             steps=steps,
+            horizon=trajectory.horizon,
             generator=generator,
             second_order=recipe.gradient.second_order,
         )

@@ -1,0 +1,75 @@
+"""A run that is interrupted goes on bit for bit."""
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from optserve_server.metatraining import recipes, training_checkpoints
+from optserve_server.metatraining.outer_loop import OuterLoop
+from optserve_server.optimizers import weights
+
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "architecture": {"kind": "rnnprop", "hidden_size": 4, "layers": 1},
+    "tasks": [
+        {"family": "quadratic", "parameters": {"dimension": 2}},
+        {"family": "digits-mlp", "parameters": {"hidden_sizes": [2], "batch_size": 2}},
+    ],
+    "unroll": {"steps": {"low": 3, "high": 7}, "truncation": 2},
+    "gradient": {"second_order": False},
+    "augmentation": {"coordinate_scaling": 1.0},
+    "meta_optimizer": {"kind": "adam", "schedule": "cosine", "averaging": 0.9, "outer_steps": 9},
+    "checkpoints": {"every": 4},
+}
+
+
+def parse(**meta_optimizer: Any) -> recipes.Recipe:
+    return recipes.parse({**RECIPE, "meta_optimizer": {**RECIPE["meta_optimizer"], **meta_optimizer}})
+
+
+@pytest.mark.parametrize("kind", ["adam", "gradient-descent"])
+@pytest.mark.parametrize("interrupted_at", range(9))
+def test_a_resumed_run_is_the_uninterrupted_one(kind: str, interrupted_at: int) -> None:
+    recipe = parse(kind=kind)
+    whole = OuterLoop(recipe)
+    expected = list(whole)
+    first = OuterLoop(recipe)
+    progress = list(islice(first, interrupted_at))
+    resumed = OuterLoop.resume(recipe, first.checkpoint())
+    assert resumed.outer_step == interrupted_at
+    progress += list(resumed)
+    assert progress == expected
+    assert weights.encode(resumed.optimizer, resumed.phi) == weights.encode(whole.optimizer, whole.phi)
+    assert resumed.checkpoint() == whole.checkpoint()
+
+
+def test_a_finished_run_goes_on_with_more_outer_steps() -> None:
+    finished = OuterLoop(parse(outer_steps=3, schedule="constant"))
+    list(finished)
+    longer = parse(outer_steps=6, schedule="constant")
+    whole = OuterLoop(longer)
+    list(whole)
+    resumed = OuterLoop.resume(longer, finished.checkpoint())
+    assert [progress.outer_step for progress in resumed] == [4, 5, 6]
+    assert weights.encode(resumed.optimizer, resumed.phi) == weights.encode(whole.optimizer, whole.phi)
+
+
+def test_data_that_tasks_share_is_kept_once() -> None:
+    images = torch.rand(1000, 64).expand(50, -1, -1)
+    data = training_checkpoints.encode({"images": images, "none": None, "list": [1, 2.5, {"a": torch.arange(3)}]})
+    assert len(data) < 2 * 1000 * 64 * 4
+    state = training_checkpoints.decode(data, torch.device("cpu"))
+    assert torch.equal(state["images"], images)
+    assert state["images"].stride(0) == 0
+    assert (state["none"], state["list"][:2], state["list"][2]["a"].tolist()) == (None, [1, 2.5], [0, 1, 2])
+
+
+def test_other_files_are_refused() -> None:
+    optimizer = parse().optimizer()
+    data = weights.encode(optimizer, optimizer.initial_phi(torch.Generator()))
+    with pytest.raises(ValueError, match="not a training checkpoint"):
+        training_checkpoints.decode(data, torch.device("cpu"))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        training_checkpoints.decode(data[:100], torch.device("cpu"))
