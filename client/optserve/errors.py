@@ -13,12 +13,14 @@ OptserveError
     │   ├── CheckpointNotFound
     │   ├── OptimizerNotFound
     │   ├── VersionNotFound
-    │   └── AliasNotFound
+    │   ├── AliasNotFound
+    │   └── ApiKeyNotFound
     ├── MethodNotAllowed        405
     ├── StepConflict            409, with `next_step`
     ├── StateMismatch           409
     ├── IdempotencyConflict     409
     ├── AliasReserved           409
+    ├── ApiKeyExists            409
     ├── SessionExpired          410
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
@@ -143,6 +145,12 @@ class AliasNotFound(NotFound):
     problem = problems.ALIAS_NOT_FOUND
 
 
+class ApiKeyNotFound(NotFound):
+    """There is no such API key."""
+
+    problem = problems.API_KEY_NOT_FOUND
+
+
 class MethodNotAllowed(ProblemError):
     """This address does not take that method."""
 
@@ -176,6 +184,12 @@ class AliasReserved(ProblemError):
     """The server keeps this alias itself."""
 
     problem = problems.ALIAS_RESERVED
+
+
+class ApiKeyExists(ProblemError):
+    """Another API key has this name: choose another, or revoke that key first."""
+
+    problem = problems.API_KEY_EXISTS
 
 
 class SessionExpired(ProblemError):

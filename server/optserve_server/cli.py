@@ -2,7 +2,7 @@
 
 import typer
 
-from optserve_server.commands import db
+from optserve_server.commands import db, keys
 from optserve_server.commands.demo import demo
 from optserve_server.commands.evaluate import evaluate
 from optserve_server.commands.metatrain import metatrain
@@ -14,3 +14,4 @@ def register(app: typer.Typer) -> None:
     for command in (serve, metatrain, evaluate, demo):
         app.command()(command)
     app.add_typer(db.app)
+    app.add_typer(keys.app)

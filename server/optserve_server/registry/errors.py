@@ -4,8 +4,11 @@ RegistryError
 ├── NotFound
 │   ├── OptimizerNotFound
 │   ├── VersionNotFound
-│   └── AliasNotFound
+│   ├── AliasNotFound
+│   └── ApiKeyNotFound
 ├── AliasReserved
+├── ApiKeyExists
+├── ApiKeyInvalid
 ├── NameInvalid
 └── WeightsInvalid
     └── WeightsMalformed
@@ -72,6 +75,18 @@ class AliasNotFound(NotFound):
         )
 
 
+class ApiKeyNotFound(NotFound):
+    """No API key has this id, or no unrevoked one this name."""
+
+    problem = problems.API_KEY_NOT_FOUND
+
+    def __init__(self, id_or_name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"There is no API key {shown(id_or_name)}{nearest(id_or_name, known)}. "
+            "`optserve keys list` and GET /v1/api-keys list all of them."
+        )
+
+
 class AliasReserved(RegistryError):
     """The server moves this alias itself."""
 
@@ -81,6 +96,21 @@ class AliasReserved(RegistryError):
         super().__init__(
             f"The server moves the alias {alias!r} itself; choose another alias, such as 'champion'.", alias=alias
         )
+
+
+class ApiKeyExists(RegistryError):
+    """An unrevoked API key has this name."""
+
+    problem = problems.API_KEY_EXISTS
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is an API key {shown(name)} already; choose another name, or revoke that one first.")
+
+
+class ApiKeyInvalid(RegistryError):
+    """No API key can be made so; the message says what is wrong."""
+
+    problem = problems.REQUEST_INVALID
 
 
 class NameInvalid(RegistryError):

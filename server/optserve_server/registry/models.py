@@ -1,4 +1,4 @@
-"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever.
+"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; API keys.
 
 Triggers in the migrations refuse any change to a version or to an alias's history.
 """
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -152,4 +153,39 @@ class AliasMove(Base):
         ),
         Index(None, "optimizer_id", "id"),
         CheckConstraint("length(moved_by) > 0", "moved_by"),
+    )
+
+
+class ApiKey(Base):
+    """Who may call the API. The key itself is not kept; revoked ones stay, for what was done with them is on record."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    """Of one key at a time: it is free again once the key is revoked."""
+    scope: Mapped[str] = mapped_column(String(8))
+    """`client`, or `admin`, which may do all that a client may."""
+    sha256: Mapped[str] = mapped_column(String(SHA256_LENGTH), unique=True)
+    """Of the key, in hexadecimal; a key is random enough to need no salt."""
+    prefix: Mapped[str] = mapped_column(String(16))
+    """How the key begins, so that people can tell which it is."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Some seconds behind."""
+    revoked_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "uq_api_keys_name",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+        CheckConstraint(f"length(name) BETWEEN 1 AND {NAME_LENGTH}", "name"),
+        CheckConstraint("scope IN ('client', 'admin')", "scope"),
+        CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
+        CheckConstraint("expires_at > created_at", "expires_at"),
     )
