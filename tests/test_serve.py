@@ -71,6 +71,18 @@ def test_strangers_are_let_in_where_that_is_asked_for(start_server):
     assert httpx.get(f"http://127.0.0.1:{server.port}/healthz").status_code == 200
 
 
+def test_strangers_with_a_key_are_let_in_and_the_last_key_taken_away_lets_nobody_in(start_server, run):
+    keys = ("--data-dir", "data")
+    key = run("keys", "create", "--scope", "client", "--name", "ada", *keys).stdout.strip()
+    server = start_server("--host", "0.0.0.0")
+    tasks = f"http://127.0.0.1:{server.port}/v1/tasks"
+    assert httpx.get(tasks).status_code == 401
+    assert httpx.get(tasks, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert "revoked" in run("keys", "revoke", "ada", *keys).stdout
+    time.sleep(1.5)
+    assert httpx.get(tasks).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [

@@ -9,6 +9,7 @@ async with optserve.AsyncClient("unix:///run/optserve.sock") as client:
 
 from typing import Any, Self
 
+from optserve.api_keys import ApiKeys, AsyncApiKeys
 from optserve.connection import AsyncConnection, Connection, Options
 from optserve.optimizers import AsyncOptimizers, Optimizers
 from optserve.session import AsyncSessions, Sessions
@@ -26,6 +27,7 @@ class Client:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        api_keys: make, list and revoke API keys.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Client:
         self.sessions = Sessions(self._connection)
         self.optimizers = Optimizers(self._connection)
         self.tasks = Tasks(self._connection)
+        self.api_keys = ApiKeys(self._connection)
 
     def close(self) -> None:
         """Close the sockets. Sessions live on on the server."""
@@ -79,6 +82,7 @@ class AsyncClient:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        api_keys: make, list and revoke API keys.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class AsyncClient:
         self.sessions = AsyncSessions(self._connection)
         self.optimizers = AsyncOptimizers(self._connection)
         self.tasks = AsyncTasks(self._connection)
+        self.api_keys = AsyncApiKeys(self._connection)
 
     async def close(self) -> None:
         """Close the sockets. Sessions live on on the server."""

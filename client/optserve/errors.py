@@ -14,13 +14,13 @@ OptserveError
     │   ├── OptimizerNotFound
     │   ├── VersionNotFound
     │   ├── AliasNotFound
-    │   └── RunNotFound
+    │   └── ApiKeyNotFound
     ├── MethodNotAllowed        405
     ├── StepConflict            409, with `next_step`
     ├── StateMismatch           409
     ├── IdempotencyConflict     409
     ├── AliasReserved           409
-    ├── RunConflict             409
+    ├── ApiKeyExists            409
     ├── SessionExpired          410
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
@@ -145,10 +145,10 @@ class AliasNotFound(NotFound):
     problem = problems.ALIAS_NOT_FOUND
 
 
-class RunNotFound(NotFound):
-    """There is no such meta-training run: `optserve runs list` shows all of them."""
+class ApiKeyNotFound(NotFound):
+    """There is no such API key."""
 
-    problem = problems.RUN_NOT_FOUND
+    problem = problems.API_KEY_NOT_FOUND
 
 
 class MethodNotAllowed(ProblemError):
@@ -186,10 +186,10 @@ class AliasReserved(ProblemError):
     problem = problems.ALIAS_RESERVED
 
 
-class RunConflict(ProblemError):
-    """The meta-training run's status does not allow that."""
+class ApiKeyExists(ProblemError):
+    """Another API key has this name: choose another, or revoke that key first."""
 
-    problem = problems.RUN_CONFLICT
+    problem = problems.API_KEY_EXISTS
 
 
 class SessionExpired(ProblemError):

@@ -8,7 +8,9 @@ from fastapi import APIRouter, FastAPI
 
 import optserve
 from optserve.wire import API_PREFIX
-from optserve_server.api import documents, health, optimizers, problems, sessions, states, steps, tasks
+from optserve_server.api import api_keys, documents, health, optimizers, problems, sessions, states, steps, tasks
+from optserve_server.api.authorisation import Authorisation
+from optserve_server.api.key_ring import KeyRing
 from optserve_server.api.versions import VersionCache
 from optserve_server.optimizers.fused import compile_kernels
 from optserve_server.registry.bundled import register_bundled
@@ -40,14 +42,23 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = _open_database(settings)
+    app.state.idempotency_keys = {}
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for router in (sessions.router, states.router, states.plain_router, optimizers.router, tasks.router):
+    for router in (
+        sessions.router,
+        states.router,
+        states.plain_router,
+        optimizers.router,
+        tasks.router,
+        api_keys.router,
+    ):
         versioned.include_router(router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step
     app.include_router(versioned)
     app.include_router(health.router)
+    app.add_middleware(Authorisation)
     problems.install(app)
     documents.install(app)
     return app
@@ -59,12 +70,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
     store = SessionStore(StateMemory(settings.state_memory or default_state_memory()))
     app.state.store, app.state.versions = store, VersionCache(database)
+    app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
+    await keys.start()
     store.start()
     log.info("ready", state_memory=store.memory.limit)
     try:
         yield
     finally:
         await store.close()
+        await keys.close()
         database.close()
         log.info("stopped", sessions=len(store))
 

@@ -2,14 +2,16 @@
 
 import typer
 
-from optserve_server.commands import db
+from optserve_server.commands import db, keys
 from optserve_server.commands.demo import demo
+from optserve_server.commands.evaluate import evaluate
 from optserve_server.commands.metatrain import metatrain
 from optserve_server.commands.serve import serve
 
 
 def register(app: typer.Typer) -> None:
     """Add the server's commands to `app`."""
-    for command in (serve, metatrain, demo):
+    for command in (serve, metatrain, evaluate, demo):
         app.command()(command)
     app.add_typer(db.app)
+    app.add_typer(keys.app)

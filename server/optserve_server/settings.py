@@ -1,5 +1,6 @@
 """What a server can be told: by command line options, `OPTSERVE_…` environment variables, or an `optserve.toml`."""
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Settings(BaseSettings):
     default_optimizer: str = "rnnprop"
     """What a session gets that names no optimizer."""
     insecure: bool = False
-    """Serve other machines although there is no API key."""
+    """Serve everybody who reaches the server as long as there is no API key, other machines too."""
     state_memory: ByteSize | None = Field(default=None, ge=1 << 20)
     """The most memory for hidden states, such as `8GiB`; absent, half of what the process may use."""
     max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
@@ -46,6 +47,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'optserve.db'}"
+
+    @property
+    def may_be_open(self) -> bool:
+        """Whether a server without API keys may serve everybody who reaches it: only on this machine, unless told."""
+        return self.insecure or self.uds is not None or _is_loopback(self.host)
 
     @classmethod
     def settings_customise_sources(
@@ -75,6 +81,13 @@ def load(**options: Any) -> Settings:
         ) from error
     except ValueError as error:  # TOML that cannot be read
         raise SettingsInvalid(f"{FILE}: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:

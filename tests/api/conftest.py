@@ -1,15 +1,21 @@
 """Sessions over plain HTTP, without the client that is tested elsewhere."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from numpy.typing import NDArray
 
+from optserve_server.app import create_app
 from optserve_server.optimizers import build, weights
+from optserve_server.settings import Settings
 
 OCTETS = "application/octet-stream"
 SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "scale": ()}
@@ -63,6 +69,25 @@ def open_loop(
     reply = http.post("/sessions", json={"optimizer": optimizer, "parameters": parameters, **body})
     assert reply.status_code == 201, reply.text
     return Loop(http, reply.json())
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Settings], AbstractContextManager[str]]:
+    """Serves with settings of its own, in a thread, as long as the block lasts; gives the server's URL."""
+
+    @contextmanager
+    def serve(settings: Settings) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", ws="none"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return serve
 
 
 @pytest.fixture(scope="session")

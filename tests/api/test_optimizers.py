@@ -1,8 +1,6 @@
 """The addresses of optimizers and tasks, over a real socket, against a server of their own."""
 
 import hashlib
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-import uvicorn
 
 from optserve.wire import tensors
-from optserve_server.app import create_app
 from optserve_server.optimizers import HAND_DESIGNED, build, weights
 from optserve_server.settings import Settings
 
@@ -21,20 +17,11 @@ SAFETENSORS = {"Content-Type": "application/x-safetensors"}
 
 
 @pytest.fixture(scope="module")
-def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def http(serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     data_dir: Path = tmp_path_factory.mktemp("optimizers")
     settings = Settings(data_dir=data_dir, default_optimizer="adam@1", max_body_bytes=1 << 20)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1") as client:
+    with serving(settings) as url, httpx.Client(base_url=f"{url}/v1") as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -4,25 +4,15 @@ Plain dataclasses, so that the client needs no validation library. The server va
 reads the same classes: `__pydantic_config__` forbids unknown keys and takes the descriptions from the docstrings.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+
+from optserve.wire.schema import REPLY as _REPLY
+from optserve.wire.schema import REQUEST as _REQUEST
+from optserve.wire.schema import Number as _Number
+from optserve.wire.schema import WholeNumber as _WholeNumber
 
 T = TypeVar("T")
-
-
-class _Exact:
-    """Tells pydantic to take JSON numbers only: no strings and no truth values, no fractions for whole numbers."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return {**handler(source), "strict": True}
-
-
-_WholeNumber = Annotated[int, _Exact()]
-_Number = Annotated[float, _Exact()]
-
-_REQUEST = {"extra": "forbid", "use_attribute_docstrings": True}
-_REPLY = {"use_attribute_docstrings": True}
 
 
 @dataclass(slots=True)

@@ -1,11 +1,13 @@
 """What the routes need of the application."""
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 
 from optserve_server.api.versions import VersionCache
 from optserve_server.registry.database import Database
+from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
 
@@ -28,6 +30,16 @@ def _store(request: Request) -> SessionStore:
 def _versions(request: Request) -> VersionCache:
     versions: VersionCache = request.app.state.versions
     return versions
+
+
+def idempotency_keys(resource: str) -> Callable[[Request], Coroutine[Any, Any, IdempotencyKeys]]:
+    """A dependency: the idempotency keys under which requests have created this kind of thing."""
+
+    async def kept(request: Request) -> IdempotencyKeys:
+        by_resource: dict[str, IdempotencyKeys] = request.app.state.idempotency_keys
+        return by_resource.setdefault(resource, IdempotencyKeys())
+
+    return kept
 
 
 UsesSettings = Annotated[Settings, Depends(_settings)]

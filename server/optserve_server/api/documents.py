@@ -7,9 +7,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP
+from optserve.wire import API_PREFIX, HEADER_SERVER_TIMING, HEADER_STEP, problems
+from optserve.wire.api_keys import CLIENT
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
-from optserve_server.api import problems
+from optserve_server.api.authorisation import SCHEME
+from optserve_server.api.problems import SCHEMA, SCHEMA_NAME, responses
 
 _NUMBERS = (
     "Every parameter flattened (row-major), one after another in declared order, without those in `skip`: "
@@ -119,8 +121,19 @@ def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
+def _with_security(schema: dict[str, Any]) -> None:
+    """Say of every route which key it needs: FastAPI has written it where that is one of scope `admin`."""
+    for path, methods in schema["paths"].items():
+        for operation in methods.values() if path.startswith(f"{API_PREFIX}/") else ():
+            refused = [problems.UNAUTHORIZED]
+            if operation.setdefault("security", [{SCHEME: [CLIENT]}]) != [{SCHEME: [CLIENT]}]:
+                refused.append(problems.FORBIDDEN)
+            for status, reply in responses(*refused).items():
+                operation["responses"].setdefault(str(status), reply)
+
+
 def install(app: FastAPI) -> None:
-    """Give `app` an OpenAPI document that knows the problems."""
+    """Give `app` an OpenAPI document that knows the problems, and who may call what."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -132,7 +145,8 @@ def install(app: FastAPI) -> None:
                 tags=app.openapi_tags,
                 separate_input_output_schemas=False,
             )
-            schema.setdefault("components", {}).setdefault("schemas", {})[problems.SCHEMA_NAME] = problems.SCHEMA
+            schema.setdefault("components", {}).setdefault("schemas", {})[SCHEMA_NAME] = SCHEMA
+            _with_security(schema)
             app.openapi_schema = _with_named_pages(schema)
         return app.openapi_schema
 

@@ -21,8 +21,16 @@ from optserve.wire.bodies import (
     VersionSummary,
 )
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
+from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
 from optserve_server.api.bodies import JsonRoute, read_body
-from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, UsesSettings
+from optserve_server.api.dependencies import (
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    UsesDatabase,
+    UsesSettings,
+    idempotency_keys,
+)
 from optserve_server.api.problems import Problem, responses
 from optserve_server.naming import is_name
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
@@ -38,20 +46,9 @@ router = APIRouter(prefix="/optimizers", tags=["optimizers"], route_class=JsonRo
 MAX_WEIGHTS_BYTES = 256 << 20
 """Of an imported file; each version is one value in the database."""
 
-ANONYMOUS = "anonymous"
-"""Who moves an alias on a server that is open to everybody."""
-
 Name = Annotated[str, Path(description="The optimizer's name")]
 Number = Annotated[int, Path(description="1, 2, 3, …")]
 AliasName = Annotated[str, Path(description="The alias; `latest` and `best` are the server's own")]
-
-
-async def _import_keys(request: Request) -> IdempotencyKeys:
-    state = request.app.state
-    if not hasattr(state, "import_keys"):
-        state.import_keys = IdempotencyKeys()
-    keys: IdempotencyKeys = state.import_keys
-    return keys
 
 
 _importing = asyncio.Lock()
@@ -142,6 +139,7 @@ def download_weights(
 @router.post(
     "/{name}/versions",
     summary="Import a weights file",
+    dependencies=[RequiresAdmin],
     status_code=status.HTTP_201_CREATED,
     openapi_extra={"requestBody": {"required": True, "content": {SAFETENSORS: _BINARY, OCTET_STREAM: _BINARY}}},
     responses={
@@ -161,7 +159,7 @@ async def import_version(
     response: Response,
     database: UsesDatabase,
     settings: UsesSettings,
-    keys: Annotated[IdempotencyKeys, Depends(_import_keys)],
+    keys: Annotated[IdempotencyKeys, Depends(idempotency_keys("versions"))],
     idempotency_key: IdempotencyKey = None,
 ) -> VersionInfo:
     """Make a safetensors file the optimizer's next version; an optimizer that is not there yet is created.
@@ -185,28 +183,32 @@ async def import_version(
 @router.put(
     "/{name}/aliases/{alias}",
     summary="Point an alias at a version",
+    dependencies=[RequiresAdmin],
     responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.VERSION_NOT_FOUND, problems.ALIAS_RESERVED),
 )
-def set_alias(name: Name, alias: AliasName, body: AliasRequest, database: UsesDatabase) -> AliasInfo:
+def set_alias(
+    name: Name, alias: AliasName, body: AliasRequest, caller: UsesCaller, database: UsesDatabase
+) -> AliasInfo:
     """Point an alias at a version, and write the move into the history. `champion` is what the bare name means."""
     with database.session(write=True) as db_session:
         optimizer = optimizers.get_optimizer(db_session, name, lock=True)
         version = optimizers.get_version(db_session, name, body.version)
-        moved = aliases.set_alias(db_session, optimizer, alias, version, moved_by=ANONYMOUS)
+        moved = aliases.set_alias(db_session, optimizer, alias, version, moved_by=caller.name)
         return AliasInfo(moved.alias, moved.number)
 
 
 @router.delete(
     "/{name}/aliases/{alias}",
     summary="Remove an alias",
+    dependencies=[RequiresAdmin],
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.ALIAS_NOT_FOUND, problems.ALIAS_RESERVED),
 )
-def remove_alias(name: Name, alias: AliasName, database: UsesDatabase) -> None:
+def remove_alias(name: Name, alias: AliasName, caller: UsesCaller, database: UsesDatabase) -> None:
     """Remove an alias; its history stays."""
     with database.session(write=True) as db_session:
         optimizer = optimizers.get_optimizer(db_session, name, lock=True)
-        aliases.remove_alias(db_session, optimizer, alias, moved_by=ANONYMOUS)
+        aliases.remove_alias(db_session, optimizer, alias, moved_by=caller.name)
 
 
 def _import(database: Database, name: str, data: bytes) -> tuple[VersionInfo, bool]:

@@ -1,11 +1,19 @@
 """What several commands share."""
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from optserve_server.registry.database import Database
     from optserve_server.settings import Settings
+
+DatabaseUrl = Annotated[str | None, typer.Option(help="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where an SQLite file is if no URL is given.")]
 
 
 def settings_from(**options: Any) -> "Settings":
@@ -20,3 +28,38 @@ def settings_from(**options: Any) -> "Settings":
         return load(**options)
     except SettingsInvalid as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def require_writable(target: Path, option: str) -> None:
+    """Check before the work that its result can be written.
+
+    Raises:
+        typer.BadParameter: of the option that named the file.
+    """
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise typer.BadParameter(
+            f"{target} cannot be written; name a file in a folder that is there", param_hint=option
+        )
+
+
+@contextmanager
+def opened_database(settings: "Settings") -> Iterator["Database"]:
+    """The database of these settings, not yet migrated, closed at the end.
+
+    Raises:
+        typer.BadParameter: its URL is none that optserve can use.
+        typer.Exit: the database cannot be used; one line on stderr says why.
+    """
+    from optserve_server.registry.database import Database, DatabaseUnusable
+
+    try:
+        database = Database(settings.database)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--database-url") from error
+    try:
+        yield database
+    except DatabaseUnusable as error:
+        typer.secho(f"error: the database cannot be opened: {error}", err=True, fg="red")
+        raise typer.Exit(1) from error
+    finally:
+        database.close()

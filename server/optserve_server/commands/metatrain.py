@@ -1,10 +1,11 @@
 """`optserve metatrain`: learn an optimizer from a recipe."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from optserve_server.commands.common import require_writable
 
 if TYPE_CHECKING:
     from optserve_server.metatraining.outer_loop import OuterLoop
@@ -43,7 +44,7 @@ def metatrain(
     if parsed.start_from is not None:
         raise typer.BadParameter("start_from needs a server, and runs on a server are not built yet")
     target = output or recipe.with_suffix(".safetensors")
-    _require_writable(target)
+    require_writable(target, "--output")
     torch.set_num_threads(threads)
     record = Record()
     try:
@@ -58,13 +59,6 @@ def metatrain(
         raise typer.Exit(1) from error
     _write(target, record, parsed)
     _tell(target, record)
-
-
-def _require_writable(target: Path) -> None:
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise typer.BadParameter(
-            f"{target} cannot be written; name a file in a folder that is there", param_hint="--output"
-        )
 
 
 def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:

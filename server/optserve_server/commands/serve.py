@@ -1,6 +1,5 @@
 """`optserve serve`: the server."""
 
-import ipaddress
 import signal
 import socket
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from optserve_server.commands.common import opened_database, settings_from
 
 if TYPE_CHECKING:
     import uvicorn
@@ -34,7 +35,7 @@ def serve(
         str | None, typer.Option(help="The most memory for hidden states, as 8GiB.  [default: half of the machine's]")
     ] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Serve other machines although there are no API keys.")
+        bool | None, typer.Option("--insecure", help="Serve other machines too while there is no API key.")
     ] = None,
 ) -> None:
     """Serve optimizers over HTTP.
@@ -42,7 +43,6 @@ def serve(
     Every option is also an environment variable, OPTSERVE_HOST and so on, and a line of an optserve.toml.
     """
     from optserve_server import logs
-    from optserve_server.commands.common import settings_from
 
     settings = settings_from(
         host=host,
@@ -67,20 +67,24 @@ def serve(
 
 
 def _refuse_strangers(settings: "Settings") -> None:
-    if settings.insecure or settings.uds is not None or _is_loopback(settings.host):
+    if settings.may_be_open or _has_keys(settings):
         return
     raise typer.BadParameter(
-        f"there is no API key, so everybody who reaches {settings.host} could use this server; listen at 127.0.0.1 "
-        "or at a Unix socket (--uds), or say --insecure",
+        f"there is no API key, so everybody who reaches {settings.host} could use this server; make one with "
+        "`optserve keys create`, listen at 127.0.0.1 or at a Unix socket (--uds), or say --insecure",
         param_hint="--host",
     )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _has_keys(settings: "Settings") -> bool:
+    from optserve_server.registry import api_keys
+
+    with opened_database(settings) as database:
+        if database.current() is None:
+            return False
+        database.upgrade()
+        with database.session() as db_session:
+            return api_keys.has_keys(db_session)
 
 
 def _listen(settings: "Settings") -> socket.socket:

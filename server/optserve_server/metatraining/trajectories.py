@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optserve_server.metatraining.recipes import Augmentation, LogUniform, Recipe, TaskShare
 from optserve_server.metatraining.training_checkpoints import State
-from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, initial_state
+from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
 from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, vectorized
 
 
@@ -48,6 +48,10 @@ class Group:
         scaled = theta if self.scales is None else self.scales * theta
         losses: Tensor = vectorized(self.family)(scaled, self.task_data, batch)
         return losses
+
+    def move(self, updates: Updates) -> None:
+        """θ_{t+1} = θ_t + g_t."""
+        self.theta = self.theta + updates.view_as(self.theta)
 
     def detach(self) -> None:
         """Cut the graph: the next window starts here."""
@@ -146,7 +150,7 @@ def unroll(
         seen = (group.theta, loss) if second_order else (group.theta.detach(), loss.detach())
         observations = _observations(optimizer, group, *seen, gradients, step, horizon)
         updates, group.state = optimizer.step(phi, observations, group.state)
-        group.theta = group.theta + updates.view_as(group.theta)
+        group.move(updates)
     losses.append(group.losses(group.theta, group.draw_batch(generator)))
     return torch.stack(losses[1:])
 

@@ -16,6 +16,9 @@ from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
 SERVER = "server"
 """Who moves the aliases that no person moves."""
 
+ANONYMOUS = "anonymous"
+"""Who moves an alias on a server that is open to everybody."""
+
 
 def list_aliases(db_session: Session, optimizer: Optimizer) -> Sequence[Alias]:
     """Where each of the optimizer's aliases points, in the order of their names."""

@@ -5,11 +5,11 @@ RegistryError
 │   ├── OptimizerNotFound
 │   ├── VersionNotFound
 │   ├── AliasNotFound
-│   └── RunNotFound
+│   └── ApiKeyNotFound
 ├── AliasReserved
+├── ApiKeyExists
+├── ApiKeyInvalid
 ├── NameInvalid
-├── OuterStepsInvalid
-├── RunConflict
 └── WeightsInvalid
     └── WeightsMalformed
 """
@@ -75,14 +75,15 @@ class AliasNotFound(NotFound):
         )
 
 
-class RunNotFound(NotFound):
-    """No meta-training run has this id."""
+class ApiKeyNotFound(NotFound):
+    """No API key has this id, or no unrevoked one this name."""
 
-    problem = problems.RUN_NOT_FOUND
+    problem = problems.API_KEY_NOT_FOUND
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, id_or_name: str, known: Sequence[str]) -> None:
         super().__init__(
-            f"There is no meta-training run {shown(run_id)}. GET /v1/meta-training-runs lists all of them."
+            f"There is no API key {shown(id_or_name)}{nearest(id_or_name, known)}. "
+            "`optserve keys list` and GET /v1/api-keys list all of them."
         )
 
 
@@ -97,29 +98,25 @@ class AliasReserved(RegistryError):
         )
 
 
+class ApiKeyExists(RegistryError):
+    """An unrevoked API key has this name."""
+
+    problem = problems.API_KEY_EXISTS
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is an API key {shown(name)} already; choose another name, or revoke that one first.")
+
+
+class ApiKeyInvalid(RegistryError):
+    """No API key can be made so; the message says what is wrong."""
+
+    problem = problems.REQUEST_INVALID
+
+
 class NameInvalid(RegistryError):
     """No optimizer or alias can have this name."""
 
     problem = problems.REQUEST_INVALID
-
-
-class OuterStepsInvalid(RegistryError):
-    """A run cannot be resumed with so few outer steps."""
-
-    problem = problems.REQUEST_INVALID
-
-    def __init__(self, outer_steps: int, least: int) -> None:
-        detail = f"outer_steps is {outer_steps}, but the run has {least} already; give as many, or more."
-        super().__init__(detail, errors=[{"pointer": "#/outer_steps", "detail": detail}])
-
-
-class RunConflict(RegistryError):
-    """The meta-training run is in a status in which this cannot be done."""
-
-    problem = problems.RUN_CONFLICT
-
-    def __init__(self, message: str, status: str) -> None:
-        super().__init__(message, run_status=status)
 
 
 class WeightsInvalid(RegistryError):

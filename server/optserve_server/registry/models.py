@@ -1,5 +1,4 @@
-"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever, and the
-meta-training runs that write versions.
+"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; API keys.
 
 Triggers in the migrations refuse any change to a version or to an alias's history.
 """
@@ -21,11 +20,9 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-
-from optserve_server.registry import leases
-from optserve_server.registry.leases import Leased
 
 NAME_LENGTH = 64
 SHA256_LENGTH = 64
@@ -102,9 +99,7 @@ class Version(Base):
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
     """The version its φ started from."""
     run: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
-    """The id of the meta-training run that wrote it."""
-    outer_step: Mapped[int | None]
-    """The run's outer step whose φ this is."""
+    """The meta-training run that wrote it."""
     created_at: Mapped[datetime] = mapped_column(default=now)
 
     optimizer: Mapped[Optimizer] = relationship(lazy="joined", innerjoin=True)
@@ -113,7 +108,7 @@ class Version(Base):
     __table_args__ = (
         UniqueConstraint("optimizer_id", "number"),
         Index(None, "optimizer_id", "sha256"),
-        Index(None, "run", "outer_step", unique=True),
+        Index(None, "run"),
         Index(None, "parent_id"),
         CheckConstraint("number >= 1", "number"),
         CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
@@ -161,67 +156,36 @@ class AliasMove(Base):
     )
 
 
-class MetaTrainingRun(Leased, Base):
-    """One run of a recipe, by one worker after another."""
+class ApiKey(Base):
+    """Who may call the API. The key itself is not kept; revoked ones stay, for what was done with them is on record."""
 
-    __tablename__ = "meta_training_runs"
+    __tablename__ = "api_keys"
 
+    id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    """The optimizer whose next versions it writes."""
-    recipe: Mapped[dict[str, Any]]
-    """Complete, with all defaults; `start_from` is NAME@N."""
-    start_from_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
-    """The version whose weights are φ_0."""
-    outer_steps: Mapped[int]
-    outer_step: Mapped[int] = mapped_column(default=0)
-    """How many are made; there is a row of `MetaTrainingMetrics` for each."""
-    seconds_per_outer_step: Mapped[float | None]
-    """Of the last few."""
-    idempotency_key: Mapped[str | None] = mapped_column(String(255))
-    fingerprint: Mapped[str] = mapped_column(String(SHA256_LENGTH))
-    """Of the request, in hexadecimal."""
+    """Of one key at a time: it is free again once the key is revoked."""
+    scope: Mapped[str] = mapped_column(String(8))
+    """`client`, or `admin`, which may do all that a client may."""
+    sha256: Mapped[str] = mapped_column(String(SHA256_LENGTH), unique=True)
+    """Of the key, in hexadecimal; a key is random enough to need no salt."""
+    prefix: Mapped[str] = mapped_column(String(16))
+    """How the key begins, so that people can tell which it is."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Some seconds behind."""
+    revoked_at: Mapped[datetime | None]
 
     __table_args__ = (
-        *leases.constraints(),
-        UniqueConstraint("owner", "idempotency_key"),
-        Index(None, "start_from_id"),
-        CheckConstraint("outer_step BETWEEN 0 AND outer_steps", "outer_step"),
-        CheckConstraint("status <> 'succeeded' OR outer_step = outer_steps", "succeeded"),
-    )
-
-
-class MetaTrainingMetrics(Base):
-    """What one outer step of a run measured; a number that is not finite is null."""
-
-    __tablename__ = "meta_training_metrics"
-
-    run_number: Mapped[int] = mapped_column(
-        ForeignKey("meta_training_runs.number", ondelete="CASCADE"), primary_key=True
-    )
-    outer_step: Mapped[int] = mapped_column(primary_key=True)
-    meta_loss: Mapped[float | None]
-    meta_loss_held_out: Mapped[float | None]
-    """L(φ) on held-out tasks, where φ was validated."""
-    details: Mapped[dict[str, Any]]
-    """Whatever else was measured, by name."""
-
-    __table_args__ = (CheckConstraint("outer_step >= 1", "outer_step"),)
-
-
-class TrainingCheckpoint(Base):
-    """What a run goes on from: its newest training checkpoint."""
-
-    __tablename__ = "training_checkpoints"
-
-    run_number: Mapped[int] = mapped_column(
-        ForeignKey("meta_training_runs.number", ondelete="CASCADE"), primary_key=True
-    )
-    outer_step: Mapped[int]
-    data: Mapped[bytes] = mapped_column(LargeBinary)
-    """safetensors: φ, the meta-optimizer's state, random state, the inner states of a running unroll."""
-    created_at: Mapped[datetime]
-
-    __table_args__ = (
-        CheckConstraint("outer_step >= 0", "outer_step"),
-        CheckConstraint("length(data) > 0", "data"),
+        Index(
+            "uq_api_keys_name",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+        CheckConstraint(f"length(name) BETWEEN 1 AND {NAME_LENGTH}", "name"),
+        CheckConstraint("scope IN ('client', 'admin')", "scope"),
+        CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
+        CheckConstraint("expires_at > created_at", "expires_at"),
     )

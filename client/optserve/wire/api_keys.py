@@ -1,0 +1,51 @@
+"""API keys: their scopes, and the JSON bodies of `/v1/api-keys`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from optserve.wire.schema import REPLY, REQUEST, Number
+
+CLIENT, ADMIN = "client", "admin"
+SCOPES = (CLIENT, ADMIN)
+"""What a key may do: train and read; or, with `admin`, change what is served as well."""
+
+
+@dataclass(slots=True)
+class ApiKeyRequest:
+    """Ask for a new API key."""
+
+    name: str
+    """What people call it: of one unrevoked key at a time, 1 to 64 characters."""
+    scope: str
+    """`client` or `admin`."""
+    expires_in_days: Number | None = None
+    """Absent: it never expires."""
+
+    __pydantic_config__: ClassVar[Any] = REQUEST
+
+
+@dataclass(slots=True)
+class ApiKeyInfo:
+    """An API key, without the key."""
+
+    id: int
+    name: str
+    scope: str
+    prefix: str
+    """How the key begins."""
+    created_at: str
+    expires_at: str | None
+    """From then on it is refused; null: never."""
+    last_used_at: str | None
+    """Some seconds behind; null: never."""
+    revoked_at: str | None
+
+    __pydantic_config__: ClassVar[Any] = REPLY
+
+
+@dataclass(slots=True)
+class NewApiKey(ApiKeyInfo):
+    """An API key just made."""
+
+    key: str
+    """What to send as `Authorization: Bearer KEY`. It is shown this once: the server keeps only its SHA-256."""

@@ -1,0 +1,21 @@
+"""How the dataclasses of the protocol tell pydantic to validate them, which the client itself does without."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+
+class _Exact:
+    """Tells pydantic to take JSON numbers only: no strings and no truth values, no fractions for whole numbers."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {**handler(source), "strict": True}
+
+
+WholeNumber = Annotated[int, _Exact()]
+Number = Annotated[float, _Exact()]
+
+REQUEST = {"extra": "forbid", "use_attribute_docstrings": True}
+"""`__pydantic_config__` of a request: unknown keys are refused, descriptions are taken from the docstrings."""
+
+REPLY = {"use_attribute_docstrings": True}
+"""`__pydantic_config__` of a reply."""

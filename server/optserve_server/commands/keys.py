@@ -1,0 +1,113 @@
+"""`optserve keys`: API keys, made and revoked in the database itself; a server takes notice within a second."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, settings_from
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+app = typer.Typer(
+    name="keys",
+    no_args_is_help=True,
+    help="API keys. As soon as there is one, a server on this database serves nobody without.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def create(
+    scope: Annotated[str, typer.Option(help="client: train and read; admin: change what is served as well.")],
+    name: Annotated[str, typer.Option(help="What people call the key.")],
+    expires_in: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Refuse the key after so many days.  [default: never]")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key and print it, this once: only its SHA-256 is kept."""
+    from optserve_server.registry import api_keys
+
+    with _transaction(database_url, data_dir, create=True) as db_session:
+        row, key = api_keys.add_key(db_session, name, scope, expires_in_days=expires_in)
+    made = api_keys.describe(row)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(made), "key": key}))
+        return
+    typer.echo(key)
+    until = f", valid until {made.expires_at}" if made.expires_at else ""
+    typer.echo(f"This is the {scope} key {name!r}{until}. Keep it now: it is not shown again.", err=True)
+
+
+@app.command("list")
+def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List all API keys, revoked ones too."""
+    from optserve.cli.common import print_table
+    from optserve_server.registry import api_keys
+
+    with _transaction(database_url, data_dir) as db_session:
+        found = [api_keys.describe(key) for key in api_keys.list_keys(db_session)]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(one) for one in found]))
+        return
+    print_table(
+        ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked"),
+        (
+            (one.id, one.name, one.scope, one.prefix, *map(_minute, moments))
+            for one in found
+            for moments in [(one.created_at, one.expires_at, one.last_used_at, one.revoked_at)]
+        ),
+    )
+
+
+@app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="ID-or-NAME", help="Which key.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Refuse an API key for ever, on every server of this database, within a second."""
+    from optserve_server.registry import api_keys
+
+    with _transaction(database_url, data_dir) as db_session:
+        row = api_keys.get_key(db_session, key)
+        api_keys.revoke_key(db_session, row)
+        others = api_keys.has_keys(db_session)
+    typer.echo(f"the {row.scope} key {row.name!r} ({row.prefix}…) is revoked")
+    if not others:
+        typer.echo("That was the last key: a server that only this machine reaches is open again to everybody on it.")
+
+
+@contextmanager
+def _transaction(database_url: str | None, data_dir: Path | None, *, create: bool = False) -> Iterator["Session"]:
+    """A transaction on the migrated database; what the registry refuses is one line on stderr."""
+    from optserve_server.registry.errors import RegistryError
+
+    with opened_database(settings_from(database_url=database_url, data_dir=data_dir)) as database:
+        if not create and database.current() is None:
+            where = database.url.render_as_string(hide_password=True)
+            raise _fail(f"there is no database at {where} yet; is it the one the server uses?")
+        database.upgrade()
+        try:
+            with database.session(write=True) as db_session:
+                yield db_session
+        except RegistryError as error:
+            raise _fail(str(error)) from error
+
+
+def _minute(moment: str | None) -> str | None:
+    return moment and moment[:16].replace("T", " ")
+
+
+def _fail(message: str) -> typer.Exit:
+    typer.secho(f"error: {message}", err=True, fg="red")
+    return typer.Exit(1)

@@ -1,0 +1,114 @@
+"""An evaluation: every optimizer and every baseline on every task, one cell after another."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from optserve.wire.evaluations import Curves, EvaluatedTask, EvaluationResult
+from optserve_server.evaluation import baselines, inner_loops, plans
+from optserve_server.evaluation.plans import Plan, PlanError
+from optserve_server.evaluation.summaries import Losses, divergence, quantile, rank, to_json
+from optserve_server.optimizers import Optimizer, Phi, weights
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A learned optimizer that is evaluated, under the name that the plan has for it."""
+
+    name: str
+    optimizer: Optimizer
+    phi: Phi
+
+    @classmethod
+    def read(cls, name: str, data: bytes) -> Self:
+        """From the bytes of a weights file.
+
+        Raises:
+            PlanError: of an optimizer designed by hand, or no weights file.
+        """
+        try:
+            optimizer, phi, _ = weights.decode(data)
+        except ValueError as error:
+            raise PlanError("optimizers", f"{name} is no weights file: {error}") from error
+        if not optimizer.learned:
+            raise PlanError("optimizers", f"{name} is designed by hand; name it in `baselines`, where it is tuned")
+        return cls(name, optimizer, phi)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an evaluation is: `cells` are the pairs of a task and an optimizer, and `done` of them are finished.
+
+    The present one is at inner step `step`, of the plan's `steps`. `curves` is there when it has just been finished.
+    """
+
+    done: int
+    cells: int
+    task: str
+    optimizer: str
+    step: int
+    curves: Curves | None = None
+
+
+def evaluate(
+    plan: Plan, entrants: Sequence[Entrant], finished: Sequence[Curves] = ()
+) -> Generator[Progress, None, EvaluationResult]:
+    """Carry a plan out; `entrants` are its optimizers. Cells in `finished`, of an earlier attempt, are not done again.
+
+    Each cell is computed by itself, from the plan's seed alone, so that an interrupted evaluation ends as it would have
+    done uninterrupted.
+    """
+    known = {(curves.task, curves.optimizer): curves for curves in finished}
+    competitors = {entrant.name: entrant for entrant in entrants} | dict.fromkeys(plan.baselines)
+    cells = len(plan.tasks) * len(competitors)
+    for number, task in enumerate(plan.tasks):
+        for name, entrant in competitors.items():
+            if (number, name) in known:
+                continue
+            begun = Progress(len(known), cells, plans.label(task), name, step=0)
+            yield begun
+            known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant), begun)
+            yield Progress(len(known), cells, plans.label(task), name, plan.steps, curves)
+    return result(plan, sorted(known.values(), key=lambda curves: curves.task))
+
+
+def result(plan: Plan, curves: Sequence[Curves]) -> EvaluationResult:
+    """What all cells of a plan amount to."""
+    tasks = [EvaluatedTask(plans.label(one), one.family, one.parameters, one.weight) for one in plan.tasks]
+    return EvaluationResult(plan.steps, plan.seeds, tasks, list(curves), rank(tasks, curves))
+
+
+def _told(cell: Generator[int, None, Curves], begun: Progress) -> Generator[Progress, None, Curves]:
+    while True:
+        try:
+            yield replace(begun, step=next(cell))
+        except StopIteration as end:
+            curves: Curves = end.value
+            return curves
+
+
+def _cell(plan: Plan, number: int, name: str, entrant: Entrant | None) -> Generator[int, None, Curves]:
+    """The curves of an entrant, or of the baseline of that name."""
+    task = plan.tasks[number]
+    if entrant is not None:
+        losses = yield from inner_loops.run(task, entrant.optimizer, entrant.phi, plan)
+        return _curves(number, name, losses[0], plan.steps)
+    tuned = yield from baselines.tune(task, name, plan)
+    return _curves(number, name, tuned.losses, plan.steps, tuned)
+
+
+def _curves(number: int, name: str, losses: Losses, steps: int, tuned: baselines.Tuned | None = None) -> Curves:
+    """`losses` are `[seeds, points]`."""
+    return Curves(
+        task=number,
+        optimizer=name,
+        baseline=tuned is not None,
+        learning_rate=tuned.learning_rate if tuned else None,
+        learning_rates=tuned.tried if tuned else [],
+        steps=inner_loops.points(steps).tolist(),
+        losses=[to_json(seed) for seed in losses],
+        median=to_json(quantile(losses, 0.5)),
+        lower_quartile=to_json(quantile(losses, 0.25)),
+        upper_quartile=to_json(quantile(losses, 0.75)),
+        divergence=divergence(losses[:, 0], losses[:, -1]),
+    )

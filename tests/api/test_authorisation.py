@@ -1,0 +1,274 @@
+"""Who may call what, route by route, on a server that has keys."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+import optserve
+from optserve import errors
+from optserve_server.registry import api_keys
+from optserve_server.registry.database import Database
+from optserve_server.settings import Settings
+
+OPEN = {"/healthz", "/readyz"}
+ADMINS_ONLY = {"api-keys", "meta-training-runs"}
+"""Resources that only admins see."""
+WRITTEN_BY_ADMINS = {"optimizers", "evaluations"}
+"""Resources that every key reads, and only admins change."""
+EVERYBODYS = {"sessions", "tasks"}
+"""Resources of every key."""
+
+WITHIN_A_SECOND = 1.5  # a test's machine may be busy
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    database: Database
+    keys: dict[str, str]
+
+    def headers(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[name]}"} if name in self.keys else {}
+
+    def get(self, name: str, path: str = "/v1/sessions") -> httpx.Response:
+        return httpx.get(self.url + path, headers=self.headers(name))
+
+    def client(self, name: str) -> optserve.Client:
+        return optserve.Client(self.url, self.keys[name])
+
+    def add_key(self, name: str, scope: str = "client", **options) -> str:
+        with self.database.session(write=True) as db_session:
+            return api_keys.add_key(db_session, name, scope, **options)[1]
+
+    def revoke(self, name: str) -> None:
+        with self.database.session(write=True) as db_session:
+            api_keys.revoke_key(db_session, api_keys.get_key(db_session, name))
+
+
+@pytest.fixture(scope="module")
+def served(serving, tmp_path_factory) -> Iterator[Served]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("keys"))
+    settings.data_dir.mkdir(exist_ok=True)
+    database = Database(settings.database)
+    database.upgrade()
+    prepared = Served("", database, {"unknown": api_keys.KEY_PREFIX + "0" * 48})
+    for name, scope, options in (
+        ("client", "client", {}),
+        ("admin", "admin", {}),
+        ("revoked", "admin", {}),
+        ("expired", "admin", {"expires_in_days": 1e-9}),
+    ):
+        prepared.keys[name] = prepared.add_key(name, scope, **options)
+    prepared.revoke("revoked")
+    with serving(settings) as url:
+        yield Served(url, database, prepared.keys)
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def operations(served):
+    paths = httpx.get(f"{served.url}/openapi.json").json()["paths"]
+    return [(method.upper(), path, operation) for path in paths for method, operation in paths[path].items()]
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope that a route has to ask for, whatever it does ask for."""
+    if path in OPEN:
+        return None
+    root, _, rest = path.removeprefix("/").partition("/")
+    resource = rest.partition("/")[0]
+    known = resource in ADMINS_ONLY | WRITTEN_BY_ADMINS | EVERYBODYS
+    assert root == "v1" and known, f"{path} has no rule yet: give its resource one, at the top of this file"
+    if resource in ADMINS_ONLY or (resource in WRITTEN_BY_ADMINS and method != "GET"):
+        return "admin"
+    return "client"
+
+
+def address(path: str, operation: dict) -> str:
+    """The path with something in its holes that does not exist."""
+    for one in operation.get("parameters", []):
+        if one["in"] == "path":
+            hole = "999" if one["schema"].get("type") == "integer" else "nothing"
+            path = path.replace(f"{{{one['name']}}}", hole)
+    return path
+
+
+def test_every_route_asks_for_its_key(served, operations, http):
+    for method, path, operation in operations:
+        scope = scope_of(method, path)
+        allowed = {"client": {"client", "admin"}, "admin": {"admin"}, None: {"none", *served.keys}}[scope]
+        for key in ("none", *served.keys):
+            reply = http.request(method, served.url + address(path, operation), headers=served.headers(key))
+            told = (method, path, key, reply.status_code, reply.text)
+            if key in allowed:
+                assert reply.status_code not in (401, 403), told
+            elif key == "client":
+                assert (reply.status_code, reply.json()["type"]) == (403, "urn:optserve:problem:forbidden"), told
+            else:
+                assert (reply.status_code, reply.json()["type"]) == (401, "urn:optserve:problem:unauthorized"), told
+                assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_every_route_documents_the_key_it_asks_for(served, operations):
+    schemes = httpx.get(f"{served.url}/openapi.json").json()["components"]["securitySchemes"]
+    assert [(scheme["type"], scheme["scheme"]) for scheme in schemes.values()] == [("http", "bearer")]
+    for method, path, operation in operations:
+        scope = scope_of(method, path)
+        assert operation.get("security") == (None if scope is None else [{next(iter(schemes)): [scope]}]), path
+        assert {"401", "403"} & set(operation["responses"]) == {
+            None: set(), "client": {"401"}, "admin": {"401", "403"}
+        }[scope], path  # fmt: skip
+
+
+def test_what_is_not_there_is_not_told_to_strangers(served):
+    assert served.get("none", "/v1/nothing").status_code == 401
+    assert served.get("client", "/v1/nothing").status_code == 404
+    for path in ("/docs", "/openapi.json"):
+        assert served.get("none", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        (None, "asks for an API key"),
+        ("Bearer", "no API key of this server"),
+        ("Basic {admin}", "no API key of this server"),
+        ("{admin}", "no API key of this server"),
+        ("Bearer {unknown}", "no API key of this server"),
+        ("Bearer {revoked}", "'revoked' was revoked at 20"),
+        ("Bearer {expired}", "'expired' expired at 20"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_said_with_how_to_mend_it(served, header, word):
+    headers = {"Authorization": header.format(**served.keys)} if header else {}
+    detail = httpx.get(f"{served.url}/v1/tasks", headers=headers).json()["detail"]
+    assert word in detail
+    assert "optserve keys create" in detail
+    assert not [key for key in served.keys.values() if key in detail]
+
+
+def test_the_scheme_is_read_in_any_case(served):
+    headers = {"Authorization": f"bearer  {served.keys['client']}"}
+    assert httpx.get(f"{served.url}/v1/tasks", headers=headers).status_code == 200
+
+
+def test_a_client_trains_and_an_admin_decides_what_is_served(served):
+    with served.client("client") as client, served.client("admin") as admin:
+        session = client.sessions.create("adam", {"w": (2,)})
+        assert set(session.step({"w": [1.0, 2.0]})) == {"w"}
+        with pytest.raises(errors.Forbidden, match=r"'client' has the scope client.*--scope admin"):
+            client.optimizers.set_alias("adam", "mine", 1)
+        admin.optimizers.set_alias("adam", "mine", 1)
+        assert client.optimizers.get("adam").alias_history[0].moved_by == "admin"
+        admin.optimizers.remove_alias("adam", "mine")
+        assert client.optimizers.get("adam").alias_history[0].moved_by == "admin"
+    with optserve.Client(served.url) as nobody, pytest.raises(errors.Unauthorized, match="OPTSERVE_API_KEY"):
+        nobody.optimizers.list()
+
+
+def test_a_key_is_made_and_revoked_over_http(served):
+    with served.client("admin") as admin:
+        made = admin.api_keys.create("short lived", expires_in_days=2)
+        assert (made.scope, made.key[: len(made.prefix)]) == ("client", made.prefix)
+        with optserve.Client(served.url, made.key) as client:
+            client.tasks.list()
+            admin.api_keys.revoke(made.id)  # in this process it counts at once
+            with pytest.raises(errors.Unauthorized, match="'short lived' was revoked"):
+                client.tasks.list()
+        admin.api_keys.revoke(made.id)
+        listed = {one.id: one for one in admin.api_keys.list()}
+        assert listed[made.id].revoked_at
+        assert made.key not in str(listed)
+        with pytest.raises(errors.ApiKeyNotFound, match="optserve keys list"):
+            admin.api_keys.revoke("short lived")
+        with pytest.raises(errors.ApiKeyExists):
+            admin.api_keys.create("admin")
+        with pytest.raises(errors.RequestInvalid, match="did you mean 'admin'"):
+            admin.api_keys.create("other", "admn")
+
+
+def test_a_repeated_request_makes_one_key(served):
+    headers = {**served.headers("admin"), "Idempotency-Key": "once"}
+    body = {"name": "once", "scope": "client"}
+    first, again = (httpx.post(f"{served.url}/v1/api-keys", json=body, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    assert first.headers["cache-control"] == "no-store"
+    described = httpx.get(served.url + first.headers["location"], headers=headers).json()
+    assert described == {name: value for name, value in first.json().items() if name != "key"}
+    other = httpx.post(f"{served.url}/v1/api-keys", json={**body, "name": "other"}, headers=headers)
+    assert other.json()["type"] == "urn:optserve:problem:idempotency-conflict"
+
+
+def test_the_list_goes_page_by_page(served):
+    headers = served.headers("admin")
+    first = httpx.get(f"{served.url}/v1/api-keys", params={"limit": 2}, headers=headers).json()
+    query = {"limit": 1, "cursor": first["next_cursor"]}
+    second = httpx.get(f"{served.url}/v1/api-keys", params=query, headers=headers).json()
+    assert [one["name"] for one in first["items"] + second["items"]] == ["client", "admin", "revoked"]
+    refused = httpx.get(f"{served.url}/v1/api-keys", params={"cursor": "x"}, headers=headers)
+    assert (refused.status_code, refused.json()["errors"][0]["parameter"]) == (422, "cursor")
+
+
+def test_keys_made_and_revoked_elsewhere_count_within_a_second(served):
+    """By another process, such as `optserve keys`: this server only sees the database."""
+    served.keys["elsewhere"] = served.add_key("elsewhere")
+    assert seconds_until(served, "elsewhere", 200) < WITHIN_A_SECOND
+    served.revoke("elsewhere")
+    assert seconds_until(served, "elsewhere", 401) < WITHIN_A_SECOND
+
+
+def seconds_until(served, key: str, status: int) -> float:
+    begun = time.monotonic()
+    while served.get(key).status_code != status:
+        assert time.monotonic() < begun + 30
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def test_steps_do_not_wait_for_the_database(served, rename):
+    with served.client("client") as client:
+        session = client.sessions.create("adam", {"w": (2,)})
+        rename("api_keys", "gone")
+        time.sleep(WITHIN_A_SECOND)  # the keys cannot be read again
+        session.step({"w": [1.0, 2.0]})
+        rename("gone", "api_keys")
+    served.keys["late"] = served.add_key("late")
+    assert seconds_until(served, "late", 200) < WITHIN_A_SECOND
+
+
+@pytest.fixture
+def rename(served):
+    def rename(old: str, new: str) -> None:
+        with served.database.session(write=True) as db_session:
+            db_session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    return rename
+
+
+def test_an_open_server_does_not_care_for_keys_of_others(server):
+    for header in ("Bearer of-another-server", "Basic x"):
+        assert httpx.get(f"{server.url}/v1/tasks", headers={"Authorization": header}).status_code == 200
+
+
+def test_the_last_use_is_written_down_and_the_last_key_opens_the_server_again(serving, tmp_path):
+    with serving(Settings(data_dir=tmp_path)) as url, optserve.Client(url) as anybody:
+        admin = optserve.Client(url, anybody.api_keys.create("first", "admin").key)
+        with pytest.raises(errors.Unauthorized):
+            anybody.tasks.list()
+        admin.tasks.list()
+        (key,) = admin.api_keys.list()
+        assert key.last_used_at is None  # many uses are one write, later
+        admin.api_keys.revoke("first")
+        with pytest.raises(errors.Unauthorized, match="was revoked"):
+            admin.tasks.list()  # whoever has a key learns what became of it
+        anybody.tasks.list()
+        admin.close()
+    database = Database(Settings(data_dir=tmp_path).database)
+    with database.session() as db_session:
+        (row,) = api_keys.list_keys(db_session)
+    assert row.created_at < row.last_used_at <= row.revoked_at
+    database.close()

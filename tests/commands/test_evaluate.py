@@ -1,0 +1,82 @@
+"""`optserve evaluate`, as a person runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from optserve import cli
+from optserve_server.optimizers import build, weights
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    optimizer = build({"kind": "rnnprop", "hidden_size": 3, "layers": 1})
+    file = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    file.write_bytes(weights.encode(optimizer, optimizer.initial_phi(torch.Generator().manual_seed(0))))
+    return file
+
+
+def evaluate(*arguments: object) -> Result:
+    """In this process: one of its own would load PyTorch each time."""
+    return CliRunner().invoke(cli.build(), ["evaluate", *map(str, arguments), "--local"])
+
+
+def test_it_prints_tables_and_draws_the_curves(learned: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curves.png"
+    tasks = ("--tasks", "quadratic:dimension=3", "--tasks", "quadratic", "--steps", 10, "--baselines", "sgd,adam")
+    result = evaluate(learned, *tasks, "--plot", picture)
+    assert result.exit_code == 0, result.stderr
+    assert "quadratic:dimension=3: loss after 10 steps, 5 seeds" in result.stdout
+    ranking = result.stdout.partition("Ranking")[2]
+    assert all(name in ranking for name in ("mine", "sgd", "adam"))
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 1000
+
+
+def test_json_has_every_curve_and_an_svg_names_every_optimizer(learned: Path, tmp_path: Path) -> None:
+    recipe, picture = tmp_path / "tasks.toml", tmp_path / "curves.svg"
+    recipe.write_text('name = "x"\n[[tasks]]\nfamily = "quadratic"\nweight = 2.0\nparameters = { dimension = 2 }\n')
+    options = ("--tasks", recipe, "--steps", 4, "--seeds", 2, "--baselines", "adam", "--json", "--plot", picture)
+    printed = evaluate(learned, *options)
+    result = json.loads(printed.stdout)
+    assert result["tasks"][0]["weight"] == 2.0
+    assert [curves["optimizer"] for curves in result["curves"]] == ["mine", "adam"]
+    assert [len(seed) for seed in result["curves"][0]["losses"]] == [5, 5]
+    assert len(result["curves"][1]["learning_rates"]) >= 7
+    drawn = picture.read_bytes()
+    assert drawn.startswith(b"<?xml")
+    assert evaluate(learned, *options).stdout == printed.stdout
+    assert picture.read_bytes() == drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tasks", "quadratics"), "did you mean 'quadratic'"),
+        (("--tasks", "quadratic:dim=3"), "no parameter 'dim'"),
+        (("--baselines", "adm"), "did you mean 'adam'"),
+        (("--plot", "curves.pdf"), "must end in .svg or .png"),
+        (("--plot", "nowhere/curves.svg"), "cannot be written"),
+    ],
+)
+def test_a_mistake_is_named_before_the_work(learned: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = evaluate(learned, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_file_that_is_no_optimizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tasks.toml").write_text("[unroll]\n")
+    (tmp_path / "notes.safetensors").write_text("no")
+    for arguments, message in (
+        ((tmp_path / "notes.safetensors",), "notes is no weights file"),
+        ((tmp_path / "notes.safetensors", "--tasks", tmp_path / "tasks.toml"), "has no [[tasks]]"),
+    ):
+        result = evaluate(*arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.replace("│", " ").split())

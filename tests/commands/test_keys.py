@@ -1,0 +1,76 @@
+"""`optserve keys`, as it is typed."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from optserve.cli import main
+from optserve_server.registry.api_keys import digest
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs `optserve keys …` in an empty directory: its exit code, and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optserve", "keys", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
+
+    return run
+
+
+def ok(result):
+    assert result.code == 0, result.stderr
+    return result.stdout
+
+
+def test_a_key_is_made_listed_and_revoked(run):
+    printed = run("create", "--scope", "admin", "--name", "ada", "--expires-in", "30")
+    key = ok(printed).strip()  # alone on the standard output, for scripts
+    assert "not shown again" in printed.stderr
+    made = json.loads(ok(run("create", "--scope", "client", "--name", "grace", "--json")))
+    assert made["key"].startswith(made["prefix"])
+    listed = json.loads(ok(run("list", "--json")))
+    assert [(one["name"], one["scope"], one["id"]) for one in listed] == [("ada", "admin", 1), ("grace", "client", 2)]
+    assert listed[0]["expires_at"] > listed[0]["created_at"]
+    assert listed[1] == {name: value for name, value in made.items() if name != "key"}
+    assert "'ada'" in ok(run("revoke", "ada"))
+    last = ok(run("revoke", "2"))
+    assert "'grace'" in last
+    assert "last key" in last
+    assert all(one["revoked_at"] for one in json.loads(ok(run("list", "--json"))))
+    table = ok(run("list"))
+    for word in ("ada", "grace", "revoked", listed[0]["expires_at"][:10]):
+        assert word in table
+    for text in (table, json.dumps(listed)):
+        assert key not in text
+        assert digest(key) not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("revoke", "gracce"), "did you mean 'grace'"),
+        (("create", "--scope", "admn", "--name", "ada"), "did you mean 'admin'"),
+        (("create", "--scope", "admin", "--name", "grace"), "'grace' already"),
+        (("create", "--scope", "admin", "--name", "7"), "add a letter"),
+        (("create", "--scope", "admin", "--name", "ada", "--expires-in", "0"), "cannot expire in 0 days"),
+        (("list", "--data-dir", "elsewhere"), "there is no database"),
+    ],
+)
+def test_errors_are_one_line_and_change_nothing(run, tmp_path, arguments, words):
+    ok(run("create", "--scope", "client", "--name", "grace"))
+    result = run(*arguments)
+    assert (result.code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert len(json.loads(ok(run("list", "--json")))) == 1
+    assert not (tmp_path / "elsewhere").exists()
