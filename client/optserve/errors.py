@@ -20,6 +20,7 @@ OptserveError
     ├── StateMismatch           409
     ├── IdempotencyConflict     409
     ├── AliasReserved           409
+    ├── PromotionUnproven       409
     ├── ApiKeyExists            409
     ├── SessionExpired          410
     ├── BodyTooLarge            413
@@ -184,6 +185,12 @@ class AliasReserved(ProblemError):
     """The server keeps this alias itself."""
 
     problem = problems.ALIAS_RESERVED
+
+
+class PromotionUnproven(ProblemError):
+    """Nothing proves that the version beats the present champion: promote it with `force=True`, if it shall be."""
+
+    problem = problems.PROMOTION_UNPROVEN
 
 
 class ApiKeyExists(ProblemError):

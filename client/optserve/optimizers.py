@@ -68,13 +68,19 @@ class SharedOptimizers(Resource):
         return (yield from self._create(VersionInfo, f"/optimizers/{segment(name)}/versions", weights, SAFETENSORS))
 
     @exchange
-    def promote(self, name: str, version: int) -> Exchange[AliasInfo]:
+    def promote(self, name: str, version: int, *, force: bool = False) -> Exchange[AliasInfo]:
         """Make a version the champion: what the bare name means from now on. Sessions keep the version they have.
+
+        Args:
+            name: the optimizer.
+            version: its version.
+            force: put it in the place of another champion although nothing proves that it is better.
 
         Raises:
             VersionNotFound: the optimizer has no such version.
+            PromotionUnproven: another version is the champion; the message says what to add.
         """
-        return (yield from self._set_alias(name, CHAMPION, version))
+        return (yield from self._set_alias(name, CHAMPION, AliasRequest(version, force)))
 
     @exchange
     def set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:
@@ -84,7 +90,7 @@ class SharedOptimizers(Resource):
             VersionNotFound: the optimizer has no such version.
             AliasReserved: the server keeps this alias itself.
         """
-        return (yield from self._set_alias(name, alias, version))
+        return (yield from self._set_alias(name, alias, AliasRequest(version)))
 
     @exchange
     def remove_alias(self, name: str, alias: str) -> Exchange[None]:
@@ -101,8 +107,8 @@ class SharedOptimizers(Resource):
         """Every optimizer of the server."""
         return (yield from self._list(OptimizerSummary, "/optimizers"))
 
-    def _set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:
-        return (yield from self._send(AliasInfo, "PUT", _alias(name, alias), AliasRequest(version)))
+    def _set_alias(self, name: str, alias: str, request: AliasRequest) -> Exchange[AliasInfo]:
+        return (yield from self._send(AliasInfo, "PUT", _alias(name, alias), request))
 
 
 class Optimizers(Blocking, SharedOptimizers):

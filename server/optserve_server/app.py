@@ -8,7 +8,18 @@ from fastapi import APIRouter, FastAPI
 
 import optserve
 from optserve.wire import API_PREFIX
-from optserve_server.api import api_keys, documents, health, optimizers, problems, sessions, states, steps, tasks
+from optserve_server.api import (
+    aliases,
+    api_keys,
+    documents,
+    health,
+    optimizers,
+    problems,
+    sessions,
+    states,
+    steps,
+    tasks,
+)
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
 from optserve_server.api.versions import VersionCache
@@ -46,15 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for router in (
-        sessions.router,
-        states.router,
-        states.plain_router,
-        optimizers.router,
-        tasks.router,
-        api_keys.router,
-    ):
-        versioned.include_router(router)
+    for resource in (sessions, states, optimizers, aliases, tasks, api_keys):
+        versioned.include_router(resource.router)
+    versioned.include_router(states.plain_router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step
     app.include_router(versioned)
     app.include_router(health.router)

@@ -229,6 +229,7 @@ def test_an_alias_is_set_moved_and_removed(http, mine):
         ("stable", {"version": 2**70}, 404, "version-not-found"),
         ("stable", {"version": "one"}, 422, "request-invalid"),
         ("stable", {"version": 1, "force": True}, 422, "request-invalid"),
+        ("champion", {"version": 1, "force": 1}, 422, "request-invalid"),
         ("stable", {}, 422, "request-invalid"),
         ("stable", [], 422, "request-invalid"),
     ],
@@ -238,6 +239,20 @@ def test_an_alias_that_cannot_be_set_leaves_no_trace(http, mine, alias, body, st
     told = http.get(f"/optimizers/{mine}").json()
     assert told["aliases"] == [{"alias": "latest", "version": 3}]
     assert len(told["alias_history"]) == 3
+
+
+def test_a_champion_is_replaced_by_force_and_its_history_says_so(http, mine):
+    address = f"/optimizers/{mine}/aliases/champion"
+    assert http.put(address, json={"version": 1}).status_code == 200  # the first champion has nobody to beat
+    refused = http.put(address, json={"version": 3})
+    assert _problem(refused)[:2] == (409, "promotion-unproven")
+    assert refused.json()["champion"] == 1
+    assert http.put(address, json={"version": 3, "force": True}).json() == {"alias": "champion", "version": 3}
+    history = http.get(f"/optimizers/{mine}").json()["alias_history"]
+    assert [(move["version"], move["forced"]) for move in history if move["alias"] == "champion"] == [
+        (3, True),
+        (1, False),
+    ]
 
 
 def test_a_removal_of_the_servers_own_alias_is_refused(http, mine):

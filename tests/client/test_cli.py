@@ -107,6 +107,24 @@ def test_import_promote_and_export(run, client, tmp_path):
     assert (tmp_path / "here.safetensors").exists()
 
 
+def test_a_champion_gives_way_to_force(run, client, tmp_path):
+    client.optimizers.import_weights("third", another_version(client, tmp_path, "third").read_bytes())
+    client.optimizers.import_weights("third", client.optimizers.weights("rnnprop", 1))
+    client.optimizers.promote("third", 1)
+    refused = failed(run("optimizers", "promote", "third@2"))
+    assert "third@1 is the champion" in refused
+    assert "--force" in refused
+    with pytest.raises(optserve.errors.PromotionUnproven):
+        client.optimizers.promote("third", 2)
+    assert "third@2 is now the champion" in ok(run("optimizers", "promote", "third@2", "--force"))
+    client.optimizers.promote("third", 1, force=True)
+    assert [move.forced for move in client.optimizers.get("third").alias_history if move.alias == "champion"] == [
+        True,
+        True,
+        False,
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,6 +11,7 @@ from optserve_server.registry.errors import (
     AliasReserved,
     NameInvalid,
     OptimizerNotFound,
+    PromotionUnproven,
     VersionNotFound,
 )
 
@@ -26,11 +27,11 @@ def lstm(database, weights_file) -> Database:
     return database
 
 
-def _set_alias(database, name, alias, number, moved_by="ada"):
+def _set_alias(database, name, alias, number, moved_by="ada", force=False):
     with database.session(write=True) as db_session:
         optimizer = optimizers.get_optimizer(db_session, name, lock=True)
         version = optimizers.get_version(db_session, name, number)
-        aliases.set_alias(db_session, optimizer, alias, version, moved_by=moved_by)
+        aliases.set_alias(db_session, optimizer, alias, version, moved_by=moved_by, force=force)
 
 
 def _remove_alias(database, name, alias):
@@ -207,7 +208,7 @@ def test_an_entry_tells_what_the_bare_name_means(lstm):
 
 
 def test_every_move_is_written_down_with_who_and_when(lstm):
-    _set_alias(lstm, "lstm", "champion", 3)
+    _set_alias(lstm, "lstm", "champion", 3, force=True)
     _set_alias(lstm, "lstm", "champion", 3)  # where it points already: no move
     _remove_alias(lstm, "lstm", "stable")
     with lstm.session() as db_session:
@@ -223,6 +224,23 @@ def test_every_move_is_written_down_with_who_and_when(lstm):
     ]
     assert all(earlier.moved_at <= later.moved_at for later, earlier in pairwise(moves))
     assert _aliases(lstm, "lstm") == {"champion": 3, "latest": 3}
+
+
+def test_a_champion_gives_way_only_to_force_and_that_is_on_record(lstm):
+    with pytest.raises(PromotionUnproven, match=r"lstm@2 is the champion.*lstm@3 beats it.*\"force\": true"):
+        _set_alias(lstm, "lstm", "champion", 3)
+    _set_alias(lstm, "lstm", "champion", 2, force=True)  # it is already: nothing to force
+    _set_alias(lstm, "lstm", "champion", 3, force=True)
+    _remove_alias(lstm, "lstm", "champion")
+    _set_alias(lstm, "lstm", "champion", 1, force=True)  # nobody to beat
+    with lstm.session() as db_session:
+        moves = aliases.list_moves(db_session, optimizers.get_optimizer(db_session, "lstm"))
+    assert [(move.number, move.forced) for move in moves if move.alias == "champion"] == [
+        (1, False),
+        (None, False),
+        (3, True),
+        (2, False),
+    ]
 
 
 @pytest.mark.parametrize("alias", ["latest", "best"])

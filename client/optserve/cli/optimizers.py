@@ -73,11 +73,18 @@ def show(
 
 
 @app.command()
-def promote(reference: Reference, url: Url = None, api_key: ApiKey = None) -> None:
+def promote(
+    reference: Reference,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put it in the place of another champion without proof that it is better.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Make a version the champion: what the bare NAME means from now on. Sessions keep the version they have."""
     with connect(url, api_key) as client:
         name, version = _resolve(client, reference)
-        client.optimizers.promote(name, version)
+        client.optimizers.promote(name, version, force=force)
     typer.echo(f"{name}@{version} is now the champion of {name}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from optserve.wire.schema import REPLY as _REPLY
 from optserve.wire.schema import REQUEST as _REQUEST
 from optserve.wire.schema import Number as _Number
+from optserve.wire.schema import TruthValue as _TruthValue
 from optserve.wire.schema import WholeNumber as _WholeNumber
 
 T = TypeVar("T")
@@ -184,6 +185,9 @@ class AliasMove:
     version: int | None
     moved_at: str
     moved_by: str
+    """The name of the API key, `anonymous` on an open server, `server` for what it moves itself."""
+    forced: bool
+    """Whether `champion` was moved without proof that the version beats the one before."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -193,6 +197,8 @@ class AliasRequest:
     """Point an alias at a version."""
 
     version: _WholeNumber
+    force: _TruthValue = False
+    """Put the version in the place of another `champion` although nothing proves that it is better."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 

@@ -35,6 +35,7 @@ STEP_CONFLICT = ProblemType("step-conflict", 409, "This is not the session's nex
 STATE_MISMATCH = ProblemType("state-mismatch", 409, "The state is of another optimizer or other parameters")
 IDEMPOTENCY_CONFLICT = ProblemType("idempotency-conflict", 409, "The idempotency key was used for another request")
 ALIAS_RESERVED = ProblemType("alias-reserved", 409, "The server keeps this alias itself")
+PROMOTION_UNPROVEN = ProblemType("promotion-unproven", 409, "Nothing proves that the version beats the champion")
 API_KEY_EXISTS = ProblemType("api-key-exists", 409, "Another API key has this name")
 SESSION_EXPIRED = ProblemType("session-expired", 410, "The session has expired")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is longer than this request can be")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 
 class _Exact:
-    """Tells pydantic to take JSON numbers only: no strings and no truth values, no fractions for whole numbers."""
+    """Tells pydantic to be strict: no strings for numbers, no fractions for whole ones, no 1 for true."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {**handler(source), "strict": True}
@@ -13,6 +13,7 @@ class _Exact:
 
 WholeNumber = Annotated[int, _Exact()]
 Number = Annotated[float, _Exact()]
+TruthValue = Annotated[bool, _Exact()]
 
 REQUEST = {"extra": "forbid", "use_attribute_docstrings": True}
 """`__pydantic_config__` of a request: unknown keys are refused, descriptions are taken from the docstrings."""

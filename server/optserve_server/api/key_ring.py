@@ -86,7 +86,7 @@ class KeyRing:
         """Stop reading, and write down what was not written yet."""
         self._closing.set()
         await asyncio.gather(*self._tasks)
-        await asyncio.to_thread(self.write_uses)
+        await self._attempt(self.write_uses)
 
     def refresh(self) -> None:
         """Read the keys now: what was committed before this call counts from its end on."""
@@ -132,12 +132,15 @@ class KeyRing:
 
     async def _every(self, seconds: float, work: Callable[[], None]) -> None:
         while not await self._closes_within(seconds):
-            try:
-                await asyncio.to_thread(work)
-            except SQLAlchemyError as error:
-                # The keys last read stay in force, so that training goes on while the database is away.
-                reason = str(error).partition("\n")[0]
-                log.warning("the API keys in memory are not those of the database", reason=reason)
+            await self._attempt(work)
+
+    async def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(work)
+        except SQLAlchemyError as error:
+            # The keys last read stay in force, so that training goes on while the database is away.
+            reason = str(error).partition("\n")[0]
+            log.warning("the API keys in memory are not those of the database", reason=reason)
 
     async def _closes_within(self, seconds: float) -> bool:
         try:

@@ -13,7 +13,6 @@ from optserve.wire import API_PREFIX, problems
 from optserve.wire.bodies import (
     AliasInfo,
     AliasMove,
-    AliasRequest,
     OptimizerInfo,
     OptimizerSummary,
     Page,
@@ -21,7 +20,7 @@ from optserve.wire.bodies import (
     VersionSummary,
 )
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
-from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
+from optserve_server.api.authorisation import RequiresAdmin
 from optserve_server.api.bodies import JsonRoute, read_body
 from optserve_server.api.dependencies import (
     Cursor,
@@ -48,7 +47,6 @@ MAX_WEIGHTS_BYTES = 256 << 20
 
 Name = Annotated[str, Path(description="The optimizer's name")]
 Number = Annotated[int, Path(description="1, 2, 3, …")]
-AliasName = Annotated[str, Path(description="The alias; `latest` and `best` are the server's own")]
 
 
 _importing = asyncio.Lock()
@@ -180,37 +178,6 @@ async def import_version(
     return info
 
 
-@router.put(
-    "/{name}/aliases/{alias}",
-    summary="Point an alias at a version",
-    dependencies=[RequiresAdmin],
-    responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.VERSION_NOT_FOUND, problems.ALIAS_RESERVED),
-)
-def set_alias(
-    name: Name, alias: AliasName, body: AliasRequest, caller: UsesCaller, database: UsesDatabase
-) -> AliasInfo:
-    """Point an alias at a version, and write the move into the history. `champion` is what the bare name means."""
-    with database.session(write=True) as db_session:
-        optimizer = optimizers.get_optimizer(db_session, name, lock=True)
-        version = optimizers.get_version(db_session, name, body.version)
-        moved = aliases.set_alias(db_session, optimizer, alias, version, moved_by=caller.name)
-        return AliasInfo(moved.alias, moved.number)
-
-
-@router.delete(
-    "/{name}/aliases/{alias}",
-    summary="Remove an alias",
-    dependencies=[RequiresAdmin],
-    status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.ALIAS_NOT_FOUND, problems.ALIAS_RESERVED),
-)
-def remove_alias(name: Name, alias: AliasName, caller: UsesCaller, database: UsesDatabase) -> None:
-    """Remove an alias; its history stays."""
-    with database.session(write=True) as db_session:
-        optimizer = optimizers.get_optimizer(db_session, name, lock=True)
-        aliases.remove_alias(db_session, optimizer, alias, moved_by=caller.name)
-
-
 def _import(database: Database, name: str, data: bytes) -> tuple[VersionInfo, bool]:
     references.require_name(name)
     file = weight_files.read(data)
@@ -278,7 +245,7 @@ def _info(db_session: Session, entry: Entry, settings: Settings) -> OptimizerInf
         hyperparameters=hyperparameters(optimizer),
         aliases=[AliasInfo(one.alias, one.number) for one in aliases.list_aliases(db_session, entry.optimizer)],
         alias_history=[
-            AliasMove(move.alias, move.number, move.moved_at.isoformat(), move.moved_by)
+            AliasMove(move.alias, move.number, move.moved_at.isoformat(), move.moved_by, move.forced)
             for move in aliases.list_moves(db_session, entry.optimizer)
         ],
         versions=[_version_summary(one) for one in optimizers.list_versions(db_session, entry.optimizer)],

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from optserve_server.naming import is_name
 from optserve_server.registry import references
-from optserve_server.registry.errors import AliasNotFound, AliasReserved
+from optserve_server.registry.errors import AliasNotFound, AliasReserved, PromotionInvalid, PromotionUnproven
 from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
+from optserve_server.registry.references import CHAMPION
 
 SERVER = "server"
 """Who moves the aliases that no person moves."""
@@ -50,19 +51,38 @@ def get_alias(db_session: Session, optimizer: Optimizer, alias: str) -> Alias:
     return found
 
 
-def set_alias(db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str) -> Alias:
+def set_alias(
+    db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str, force: bool = False
+) -> Alias:
     """What a person asks for: point an alias at a version of the optimizer.
 
     Raises:
         AliasReserved: the server moves this alias itself.
         NameInvalid: no alias can have this name.
+        PromotionInvalid: `force` with another alias than `champion`.
+        PromotionUnproven: another version is the champion, and `force` was not said.
     """
     _refuse_reserved(alias)
     references.require_alias(alias)
+    if alias == CHAMPION:
+        return _promote(db_session, optimizer, version, moved_by=moved_by, force=force)
+    if force:
+        raise PromotionInvalid(f"`force` is for the alias {CHAMPION!r}; {alias!r} moves without it.")
     return point(db_session, optimizer, alias, version, moved_by=moved_by)
 
 
-def point(db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str) -> Alias:
+def _promote(db_session: Session, optimizer: Optimizer, version: Version, *, moved_by: str, force: bool) -> Alias:
+    champion = find_alias(db_session, optimizer, CHAMPION)
+    if champion is None or champion.number == version.number:  # there is nothing to beat
+        return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by)
+    if not force:
+        raise PromotionUnproven(optimizer.name, version.number, champion.number)
+    return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by, forced=True)
+
+
+def point(
+    db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str, forced: bool = False
+) -> Alias:
     """Point any alias at a version and write the move down; where it points there already, nothing changes."""
     found = find_alias(db_session, optimizer, alias)
     if found is None:
@@ -71,7 +91,8 @@ def point(db_session: Session, optimizer: Optimizer, alias: str, version: Versio
     elif found.number == version.number:
         return found
     found.number = version.number
-    db_session.add(AliasMove(optimizer_id=optimizer.id, alias=alias, number=version.number, moved_by=moved_by))
+    move = AliasMove(optimizer_id=optimizer.id, alias=alias, number=version.number, moved_by=moved_by, forced=forced)
+    db_session.add(move)
     db_session.flush()
     return found
 

@@ -7,6 +7,8 @@ RegistryError
 │   ├── AliasNotFound
 │   └── ApiKeyNotFound
 ├── AliasReserved
+├── PromotionUnproven
+├── PromotionInvalid
 ├── ApiKeyExists
 ├── ApiKeyInvalid
 ├── NameInvalid
@@ -96,6 +98,25 @@ class AliasReserved(RegistryError):
         super().__init__(
             f"The server moves the alias {alias!r} itself; choose another alias, such as 'champion'.", alias=alias
         )
+
+
+class PromotionUnproven(RegistryError):
+    """A version is to take another champion's place, and nothing proves that it is better."""
+
+    problem = problems.PROMOTION_UNPROVEN
+
+    def __init__(self, optimizer: str, version: int, champion: int) -> None:
+        super().__init__(
+            f"{optimizer}@{champion} is the champion, and nothing proves that {optimizer}@{version} beats it. "
+            'To put it there all the same, send `"force": true` (`--force`, `force=True`); the history records it.',
+            champion=champion,
+        )
+
+
+class PromotionInvalid(RegistryError):
+    """What is said of a promotion makes no sense."""
+
+    problem = problems.REQUEST_INVALID
 
 
 class ApiKeyExists(RegistryError):

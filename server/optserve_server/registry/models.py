@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -146,6 +147,8 @@ class AliasMove(Base):
     """Null: the alias was removed."""
     moved_at: Mapped[datetime] = mapped_column(default=now)
     moved_by: Mapped[str] = mapped_column(Text)
+    forced: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether it put one champion in the place of another without proof that it is better."""
 
     __table_args__ = (
         ForeignKeyConstraint(
