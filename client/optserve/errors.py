@@ -14,7 +14,8 @@ OptserveError
     │   ├── OptimizerNotFound
     │   ├── VersionNotFound
     │   ├── AliasNotFound
-    │   └── ApiKeyNotFound
+    │   ├── ApiKeyNotFound
+    │   └── RunNotFound
     ├── MethodNotAllowed        405
     ├── StepConflict            409, with `next_step`
     ├── StateMismatch           409
@@ -22,6 +23,7 @@ OptserveError
     ├── AliasReserved           409
     ├── PromotionUnproven       409
     ├── ApiKeyExists            409
+    ├── RunConflict             409
     ├── SessionExpired          410
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
@@ -152,6 +154,12 @@ class ApiKeyNotFound(NotFound):
     problem = problems.API_KEY_NOT_FOUND
 
 
+class RunNotFound(NotFound):
+    """There is no such meta-training run: `optserve runs list` shows all of them."""
+
+    problem = problems.RUN_NOT_FOUND
+
+
 class MethodNotAllowed(ProblemError):
     """This address does not take that method."""
 
@@ -197,6 +205,12 @@ class ApiKeyExists(ProblemError):
     """Another API key has this name: choose another, or revoke that key first."""
 
     problem = problems.API_KEY_EXISTS
+
+
+class RunConflict(ProblemError):
+    """The meta-training run's status does not allow that."""
+
+    problem = problems.RUN_CONFLICT
 
 
 class SessionExpired(ProblemError):

@@ -5,13 +5,16 @@ RegistryError
 │   ├── OptimizerNotFound
 │   ├── VersionNotFound
 │   ├── AliasNotFound
-│   └── ApiKeyNotFound
+│   ├── ApiKeyNotFound
+│   └── RunNotFound
 ├── AliasReserved
 ├── PromotionUnproven
 ├── PromotionInvalid
 ├── ApiKeyExists
 ├── ApiKeyInvalid
 ├── NameInvalid
+├── OuterStepsInvalid
+├── RunConflict
 └── WeightsInvalid
     └── WeightsMalformed
 """
@@ -89,6 +92,17 @@ class ApiKeyNotFound(NotFound):
         )
 
 
+class RunNotFound(NotFound):
+    """No meta-training run has this id."""
+
+    problem = problems.RUN_NOT_FOUND
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"There is no meta-training run {shown(run_id)}. GET /v1/meta-training-runs lists all of them."
+        )
+
+
 class AliasReserved(RegistryError):
     """The server moves this alias itself."""
 
@@ -138,6 +152,25 @@ class NameInvalid(RegistryError):
     """No optimizer or alias can have this name."""
 
     problem = problems.REQUEST_INVALID
+
+
+class OuterStepsInvalid(RegistryError):
+    """A run cannot be resumed with so few outer steps."""
+
+    problem = problems.REQUEST_INVALID
+
+    def __init__(self, outer_steps: int, least: int) -> None:
+        detail = f"outer_steps is {outer_steps}, but the run has {least} already; give as many, or more."
+        super().__init__(detail, errors=[{"pointer": "#/outer_steps", "detail": detail}])
+
+
+class RunConflict(RegistryError):
+    """The meta-training run is in a status in which this cannot be done."""
+
+    problem = problems.RUN_CONFLICT
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message, run_status=status)
 
 
 class WeightsInvalid(RegistryError):

@@ -1,4 +1,5 @@
-"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; API keys.
+"""The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; the runs that
+write versions; API keys.
 
 Triggers in the migrations refuse any change to a version or to an alias's history.
 """
@@ -24,6 +25,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from optserve_server.registry import leases
+from optserve_server.registry.leases import Leased
 
 NAME_LENGTH = 64
 SHA256_LENGTH = 64
@@ -100,7 +104,9 @@ class Version(Base):
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
     """The version its φ started from."""
     run: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
-    """The meta-training run that wrote it."""
+    """The id of the meta-training run that wrote it."""
+    outer_step: Mapped[int | None]
+    """The run's outer step whose φ this is."""
     created_at: Mapped[datetime] = mapped_column(default=now)
 
     optimizer: Mapped[Optimizer] = relationship(lazy="joined", innerjoin=True)
@@ -109,7 +115,7 @@ class Version(Base):
     __table_args__ = (
         UniqueConstraint("optimizer_id", "number"),
         Index(None, "optimizer_id", "sha256"),
-        Index(None, "run"),
+        Index(None, "run", "outer_step", unique=True),
         Index(None, "parent_id"),
         CheckConstraint("number >= 1", "number"),
         CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
@@ -191,4 +197,70 @@ class ApiKey(Base):
         CheckConstraint("scope IN ('client', 'admin')", "scope"),
         CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
         CheckConstraint("expires_at > created_at", "expires_at"),
+    )
+
+
+class MetaTrainingRun(Leased, Base):
+    """One run of a recipe, by one worker after another."""
+
+    __tablename__ = "meta_training_runs"
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    """The optimizer whose next versions it writes."""
+    recipe: Mapped[dict[str, Any]]
+    """Complete, with all defaults; `start_from` is NAME@N."""
+    start_from_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
+    """The version whose weights are φ_0."""
+    outer_steps: Mapped[int]
+    outer_step: Mapped[int] = mapped_column(default=0)
+    """How many are made; there is a row of `MetaTrainingMetrics` for each."""
+    seconds_per_outer_step: Mapped[float | None]
+    """Of the last few."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    fingerprint: Mapped[str] = mapped_column(String(SHA256_LENGTH))
+    """Of the request, in hexadecimal."""
+
+    __table_args__ = (
+        *leases.constraints(),
+        UniqueConstraint("owner", "idempotency_key"),
+        Index(None, "start_from_id"),
+        CheckConstraint("outer_step BETWEEN 0 AND outer_steps", "outer_step"),
+        CheckConstraint("status <> 'succeeded' OR outer_step = outer_steps", "succeeded"),
+    )
+
+
+class MetaTrainingMetrics(Base):
+    """What one outer step of a run measured; a number that is not finite is null."""
+
+    __tablename__ = "meta_training_metrics"
+
+    run_number: Mapped[int] = mapped_column(
+        ForeignKey("meta_training_runs.number", ondelete="CASCADE"), primary_key=True
+    )
+    outer_step: Mapped[int] = mapped_column(primary_key=True)
+    meta_loss: Mapped[float | None]
+    meta_loss_held_out: Mapped[float | None]
+    """L(φ) on held-out tasks, where φ was validated."""
+    details: Mapped[dict[str, Any]]
+    """Whatever else was measured, by name."""
+
+    __table_args__ = (CheckConstraint("outer_step >= 1", "outer_step"),)
+
+
+class TrainingCheckpoint(Base):
+    """What a run goes on from: its newest training checkpoint."""
+
+    __tablename__ = "training_checkpoints"
+
+    run_number: Mapped[int] = mapped_column(
+        ForeignKey("meta_training_runs.number", ondelete="CASCADE"), primary_key=True
+    )
+    outer_step: Mapped[int]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+    """safetensors: φ, the meta-optimizer's state, random state, the inner states of a running unroll."""
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint("outer_step >= 0", "outer_step"),
+        CheckConstraint("length(data) > 0", "data"),
     )

@@ -5,7 +5,7 @@ lock the optimizer's row first, so that numbers have no gaps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -134,6 +134,21 @@ def list_versions(
     return db_session.scalars(query).all()
 
 
+def list_versions_of_runs(db_session: Session, runs: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of the versions that each of these runs has written, the oldest first, by the run's id."""
+    query = select(Version.run, Version.number).where(Version.run.in_(runs)).order_by(Version.outer_step)
+    found: dict[str, list[int]] = {}
+    for run, number in db_session.execute(query):
+        found.setdefault(str(run), []).append(number)
+    return found
+
+
+def find_newest_version_of_run(db_session: Session, run: str) -> Version | None:
+    """The last version that a run has written, if there is one."""
+    query = select(Version).where(Version.run == run).order_by(Version.outer_step.desc()).limit(1)
+    return db_session.scalar(query)
+
+
 def find_version_by_content(db_session: Session, name: str, sha256: str) -> Version | None:
     """The first version of the optimizer with exactly these weights and metadata."""
     query = (
@@ -167,9 +182,17 @@ def claim_name(db_session: Session, name: str) -> Optimizer:
 
 
 def add_version(
-    db_session: Session, name: str, file: WeightsFile, *, parent: Version | None = None, run: str | None = None
+    db_session: Session,
+    name: str,
+    file: WeightsFile,
+    *,
+    parent: Version | None = None,
+    run: str | None = None,
+    outer_step: int | None = None,
 ) -> Version:
     """Add the optimizer's next version, and move `latest` and, if its held-out meta-loss is the lowest, `best`.
+
+    `run` and `outer_step` say which meta-training run wrote it, and after which of its outer steps.
 
     Raises:
         NameInvalid: no optimizer can have this name, or it belongs to another one that is built in.
@@ -190,6 +213,7 @@ def add_version(
         environment=file.environment,
         parent=parent,
         run=run,
+        outer_step=outer_step,
     )
     db_session.add(version)
     optimizer.description = file.description or optimizer.description
