@@ -60,7 +60,7 @@ def write(benchmark: str, figures: list[Figure]) -> None:
     for figure in figures:
         print(figure)
     content = {
-        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "machine": {"processor": processor(), "python": platform.python_version()},
         "figures": [{**asdict(figure), "ratio": figure.ratio} for figure in figures],
     }
     RESULTS.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def echo_server(port: int) -> Iterator[str]:
         process.wait()
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -11,7 +11,7 @@ from torch import Tensor
 from optserve.wire.evaluations import Curves, EvaluationResult
 from optserve_server import tasks
 from optserve_server.evaluation import plans
-from optserve_server.evaluation.evaluate import Entrant, Progress, evaluate
+from optserve_server.evaluation.evaluate import Entrant, Progress, evaluate, to_end
 from optserve_server.evaluation.plans import Plan
 from optserve_server.optimizers import build, weights
 
@@ -71,9 +71,4 @@ def carried_out(
     tell: Callable[[Progress], object] = lambda _: None,
 ) -> EvaluationResult:
     """The result; `tell` gets all progress on the way."""
-    running = evaluate(plan, entrants or [entrant()], finished)
-    while True:
-        try:
-            tell(next(running))
-        except StopIteration as end:
-            return end.value
+    return to_end(evaluate(plan, entrants or [entrant()], finished), tell)

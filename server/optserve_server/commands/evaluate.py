@@ -10,6 +10,7 @@ from optserve_server.commands.common import require_writable
 if TYPE_CHECKING:
     from optserve.wire.evaluations import EvaluationResult
     from optserve_server.evaluation.evaluate import Entrant
+    from optserve_server.evaluation.evaluate import Progress as EvaluationProgress
     from optserve_server.evaluation.plans import Plan
 
 
@@ -118,17 +119,16 @@ def _run_here(plan: "Plan", entrants: "list[Entrant]") -> "EvaluationResult":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from optserve_server.evaluation.evaluate import evaluate as carry_out
+    from optserve_server.evaluation.evaluate import to_end
 
     torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         shown = bar.add_task("evaluating")
         running = carry_out(plan, entrants)
-        while True:
-            try:
-                progress = next(running)
-            except StopIteration as end:
-                result: EvaluationResult = end.value
-                return result
+
+        def tell(progress: "EvaluationProgress") -> None:
             description = f"{progress.optimizer} on {progress.task}, step {progress.step} of {plan.steps}"
             bar.update(shown, completed=progress.done, total=progress.cells, description=description)
+
+        return to_end(running, tell)

@@ -1,6 +1,6 @@
 """An evaluation: every optimizer and every baseline on every task, one cell after another."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -70,6 +70,18 @@ def evaluate(
             known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant), begun)
             yield Progress(len(known), cells, plans.label(task), name, plan.steps, curves)
     return result(plan, sorted(known.values(), key=lambda curves: curves.task))
+
+
+def to_end(
+    running: Generator[Progress, None, EvaluationResult], tell: Callable[[Progress], object] = lambda _: None
+) -> EvaluationResult:
+    """Let an evaluation run until its end; `tell` is called with all progress on the way."""
+    while True:
+        try:
+            tell(next(running))
+        except StopIteration as end:
+            found: EvaluationResult = end.value
+            return found
 
 
 def result(plan: Plan, curves: Sequence[Curves]) -> EvaluationResult:
