@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve bench lint format constraints venv clean
+.PHONY: help demo test serve bench reproduce lint format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -24,6 +24,9 @@ test: lint ## Run every check and every test
 
 bench: $(VENV)/dev.stamp ## Run every benchmark, into benchmarks/results/
 	@$(BIN)/python -m benchmarks
+
+reproduce: $(VENV)/dev.stamp ## Meta-train and evaluate as in the 2016 paper, and write docs/reproduction.md
+	@$(BIN)/python -m benchmarks.reproduction
 
 lint: $(VENV)/dev.stamp ## Check style, types and the arrows between rooms
 	@$(BIN)/ruff check --quiet .
@@ -43,7 +46,7 @@ constraints: $(VENV)/dev.stamp ## Write the versions of all packages in .venv in
 venv: $(VENV)/dev.stamp ## Make .venv, with everything that development needs
 
 clean: ## Remove .venv, caches and what commands wrote
-	@rm -rf $(VENV) dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) dist demo reproduction .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find client server tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `server` and `dev` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.

@@ -15,28 +15,27 @@ NAMES = {"sgd": "SGD", "rmsprop": "RMSprop", "adam": "Adam", "nesterov": "NAG"}
 
 INTRODUCTION = """# Reproduction of Andrychowicz et al. 2016
 
-*Learning to learn by gradient descent by gradient descent*, arXiv 1606.04474. `make reproduce` made this page: it
-meta-trains the paper's LSTM twice, on random quadratics and on a small perceptron, and tries it on tasks that it has not
-seen, beside SGD, RMSprop, Adam and Nesterov's accelerated gradient (NAG) at their best learning rates.
+*Learning to learn by gradient descent by gradient descent*, arXiv 1606.04474. `make reproduce` made this page. It
+meta-trains the paper's LSTM twice, on random quadratics and on a small perceptron, and tries it on tasks that it has
+not seen, beside SGD, RMSprop, Adam and Nesterov's accelerated gradient (NAG) at their best learning rates.
 
-{machine}
+{effort}
 """
 
 METHOD = """## How
 
-The optimizer is the paper's: two layers of 20 LSTM cells on every coordinate, gradients preprocessed with p = 10, trained
-for 100 steps by backpropagation truncated at 20, on the sum of the losses, without second derivatives, by Adam. The
-recipes are [quadratic.toml](../benchmarks/reproduction/quadratic.toml) and
-[perceptron.toml](../benchmarks/reproduction/perceptron.toml). The φ that a recipe ends with is evaluated, and no other
-was tried.
+The optimizer is the paper's: two layers of 20 LSTM cells on every coordinate, gradients preprocessed with p = 10,
+meta-trained for 100 steps by backpropagation truncated at 20, on the sum of the losses, without second derivatives, by
+Adam. The recipes are [quadratic.toml](../benchmarks/reproduction/quadratic.toml) and
+[perceptron.toml](../benchmarks/reproduction/perceptron.toml). The φ that is evaluated is the one that a recipe ends
+with: none was chosen by how it does on held-out tasks.
 
-How optimizers are compared is told in [evaluations.md](evaluations.md). Two things favour the baselines more than the
-paper did: each gets its best of at least seven learning rates on the very tasks that it is measured on, and for the
-number of steps that it is measured after.
+How optimizers are compared is told in [evaluations.md](evaluations.md). It favours the baselines: each gets the best of
+at least seven learning rates on the very tasks that it is measured on, for the very number of steps.
 
-What differs from the paper: the digits are scikit-learn's 1,797 images of 8 × 8 instead of MNIST's, split into 1,000 that
-the optimizer is meta-trained on and 797 that it is tried on; meta-training is far shorter; NAG has PyTorch's form and a
-momentum of 0.9, and the baselines' other hyperparameters are PyTorch's defaults.
+What differs from the paper: the digits are scikit-learn's 1,797 images of 8 × 8 instead of MNIST's, 1,000 of them to
+meta-train on and 797 to be tried on; meta-training is far shorter; NAG has PyTorch's form and a momentum of 0.9, and
+the baselines' other hyperparameters are PyTorch's defaults.
 """
 
 
@@ -60,12 +59,12 @@ class Comparison:
         return self.ratio < 1 and self.lower > len(self.learned.losses) / 2
 
 
-def write(found: Sequence[tuple[Study, EvaluationResult]], machine: str, directory: Path) -> None:
+def write(found: Sequence[tuple[Study, EvaluationResult]], effort: str, directory: Path) -> None:
     """Draw the pictures and write the page."""
     comparisons = [one for study, result in found for one in compare(study, result)]
-    parts = [INTRODUCTION.format(machine=machine), *_summary(comparisons), *_verdict(comparisons), METHOD]
+    parts = [INTRODUCTION.format(effort=effort), *_summary(comparisons), *_verdict(comparisons), METHOD]
     for study, result in found:
-        picture = f"reproduction-{study.name}.svg"
+        picture = f"reproduction-{study.name}.png"
         plot(result, directory / picture)
         parts += [f"## {study.title}\n", f"![{study.title}]({picture})\n", *_tables(study, result)]
     (directory / "reproduction.md").write_text("\n".join(parts), encoding="utf-8")
@@ -90,7 +89,7 @@ def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
         ours = f"**{_loss(one.learned)}**" if one.wins else _loss(one.learned)
         seeds = f"{one.lower} of {len(one.learned.losses)} seeds"
         yield f"| {one.title} | {ours} | {baseline} | {one.ratio:.2f} | {seeds} |"
-    yield "\nMedian loss at the end; the ratio is that of the two medians, below 1 where the learned optimizer is better.\n"
+    yield "\nMedian loss at the end, and the ratio of the two: below 1 the learned optimizer is better.\n"
 
 
 def _verdict(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -16,51 +16,62 @@ _TELL_SECONDS = 60.0
 
 
 def meta_train(recipe_file: Path, directory: Path) -> Path:
-    """The weights file of the φ that the recipe ends with, averaged as it says; made unless it is there already."""
+    """The weights file of the φ that the recipe ends with, averaged as it says; made unless it is there already.
+
+    Its metadata has the recipe, and the `seconds` that it took.
+    """
     torch.set_num_threads(1)
     recipe = recipes.load(recipe_file)
     target = directory / f"{recipe.name}.safetensors"
     if _is_of(target, recipe):
         print(f"{recipe.name}: meta-trained already", flush=True)
         return target
-    checkpoint = directory / f"{recipe.name}.checkpoint"
-    loop = _begin(recipe, checkpoint)
-    _run(loop, checkpoint)
-    _write(target, weights.encode(loop.optimizer, loop.averaged_phi, {"recipe": _text(recipe)}))
-    checkpoint.unlink(missing_ok=True)
+    state = _State(directory / recipe.name, recipe)
+    loop = state.loop()
+    _run(loop, state)
+    metadata = {"recipe": _text(recipe), "seconds": f"{state.seconds:.0f}"}
+    _write(target, weights.encode(loop.optimizer, loop.averaged_phi, metadata))
     return target
 
 
-def _begin(recipe: Recipe, checkpoint: Path) -> OuterLoop:
-    described = checkpoint.with_suffix(".recipe.json")
-    if checkpoint.exists() and described.read_text() == _text(recipe):
-        return OuterLoop.resume(recipe, checkpoint.read_bytes())
-    described.write_text(_text(recipe))
-    checkpoint.unlink(missing_ok=True)
-    return OuterLoop(recipe)
+class _State:
+    """Where a run is: a training checkpoint, with the recipe that it is of and the seconds spent so far."""
+
+    def __init__(self, stem: Path, recipe: Recipe) -> None:
+        self._checkpoint, self._notes = stem.with_suffix(".checkpoint"), stem.with_suffix(".json")
+        self._recipe = recipe
+        self._before = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def loop(self) -> OuterLoop:
+        notes = json.loads(self._notes.read_text()) if self._notes.exists() else {}
+        if notes.get("recipe") != _text(self._recipe):
+            return OuterLoop(self._recipe)
+        self._before = notes["seconds"]
+        return OuterLoop.resume(self._recipe, self._checkpoint.read_bytes())
+
+    def save(self, loop: OuterLoop) -> None:
+        self._notes.unlink(missing_ok=True)  # never beside a checkpoint of another recipe
+        _write(self._checkpoint, loop.checkpoint())
+        _write(self._notes, json.dumps({"recipe": _text(self._recipe), "seconds": self.seconds}).encode())
 
 
-def _run(loop: OuterLoop, checkpoint: Path) -> None:
-    began = saved = told = time.monotonic()
-    first = loop.outer_step
+def _run(loop: OuterLoop, state: _State) -> None:
+    name, outer_steps = loop.recipe.name, loop.recipe.meta_optimizer.outer_steps
+    saved = told = state.seconds
     for progress in loop:
-        now = time.monotonic()
-        if now - saved > _CHECKPOINT_SECONDS:
-            _write(checkpoint, loop.checkpoint())
-            saved = now
-        if now - told > _TELL_SECONDS:
-            left = (now - began) / (progress.outer_step - first) * (_outer_steps(loop) - progress.outer_step)
-            print(
-                f"{loop.recipe.name}: outer step {progress.outer_step} of {_outer_steps(loop)}, "
-                f"loss {progress.loss:.4g}, {left / 60:.0f} minutes left",
-                flush=True,
-            )
-            told = now
-    print(f"{loop.recipe.name}: meta-trained in {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-
-
-def _outer_steps(loop: OuterLoop) -> int:
-    return loop.recipe.meta_optimizer.outer_steps
+        if state.seconds - saved > _CHECKPOINT_SECONDS:
+            state.save(loop)
+            saved = state.seconds
+        if state.seconds - told > _TELL_SECONDS:
+            told = state.seconds
+            left = told / progress.outer_step * (outer_steps - progress.outer_step) / 60
+            print(f"{name}: outer step {progress.outer_step} of {outer_steps}, {left:.0f} minutes left", flush=True)
+    print(f"{name}: meta-trained in {state.seconds / 60:.1f} minutes", flush=True)
 
 
 def _is_of(file: Path, recipe: Recipe) -> bool:
