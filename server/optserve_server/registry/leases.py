@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from sqlalchemy import CheckConstraint, Index, Select, String, Text, func, or_, select, text
+from sqlalchemy import CheckConstraint, Index, Select, String, Text, UniqueConstraint, func, or_, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
@@ -50,13 +51,17 @@ class Leased:
     error: Mapped[str | None] = mapped_column(Text)
     owner: Mapped[str] = mapped_column(Text)
     """Who asked for it."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    """Of the owner's request: the same request again asks for nothing more."""
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Of the request, in hexadecimal."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     """When a worker first took it up."""
     finished_at: Mapped[datetime | None]
 
 
-def constraints() -> tuple[CheckConstraint | Index, ...]:
+def constraints() -> tuple[CheckConstraint | UniqueConstraint | Index, ...]:
     """The state machine, for the `__table_args__` of a table of leased work."""
     over = "status IN ('succeeded', 'failed', 'cancelled')"
     waiting = text("status IN ('queued', 'running')")
@@ -68,6 +73,7 @@ def constraints() -> tuple[CheckConstraint | Index, ...]:
         CheckConstraint("NOT cancel_requested OR status IN ('running', 'cancelled')", "cancel_requested"),
         CheckConstraint(f"({over}) = (finished_at IS NOT NULL)", "finished_at"),
         CheckConstraint("(status = 'failed') = (error IS NOT NULL)", "error"),
+        UniqueConstraint("owner", "idempotency_key"),
         Index(None, "deaths", "number", sqlite_where=waiting, postgresql_where=waiting),
     )
 
@@ -171,6 +177,26 @@ def finish(db_session: Session, work: Leased, status: str, error: str | None = N
 
 
 # --- of those who ask for work ----------------------------------------------------------------------------------------
+
+
+def find_by_key(db_session: Session, table: type[W], owner: str, idempotency_key: str) -> W | None:
+    """The work that this owner asked for under an idempotency key, if there is any."""
+    return db_session.scalar(select(table).where(table.owner == owner, table.idempotency_key == idempotency_key))
+
+
+def queue(db_session: Session, work: W) -> W:
+    """Add work; what its owner asked for under the same key at the same time comes instead."""
+    work.created_at = clock(db_session)
+    try:
+        with db_session.begin_nested():
+            db_session.add(work)
+    except IntegrityError:
+        key = work.idempotency_key
+        known = None if key is None else find_by_key(db_session, type(work), work.owner, key)
+        if known is None:
+            raise
+        return known
+    return work
 
 
 def request_cancel(db_session: Session, work: Leased) -> None:

@@ -216,13 +216,9 @@ class MetaTrainingRun(Leased, Base):
     """How many are made; there is a row of `MetaTrainingMetrics` for each."""
     seconds_per_outer_step: Mapped[float | None]
     """Of the last few."""
-    idempotency_key: Mapped[str | None] = mapped_column(String(255))
-    fingerprint: Mapped[str] = mapped_column(String(SHA256_LENGTH))
-    """Of the request, in hexadecimal."""
 
     __table_args__ = (
         *leases.constraints(),
-        UniqueConstraint("owner", "idempotency_key"),
         Index(None, "start_from_id"),
         CheckConstraint("outer_step BETWEEN 0 AND outer_steps", "outer_step"),
         CheckConstraint("status <> 'succeeded' OR outer_step = outer_steps", "succeeded"),

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Select, delete, func, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from optserve_server.metatraining.outer_loop import Progress
@@ -77,10 +76,7 @@ def get_run(db_session: Session, run_id: str, *, lock: bool = False) -> MetaTrai
 
 def find_run_by_key(db_session: Session, owner: str, idempotency_key: str) -> MetaTrainingRun | None:
     """The run that this owner asked for under an idempotency key, if there is one."""
-    query = select(MetaTrainingRun).where(
-        MetaTrainingRun.owner == owner, MetaTrainingRun.idempotency_key == idempotency_key
-    )
-    return db_session.scalar(query)
+    return leases.find_by_key(db_session, MetaTrainingRun, owner, idempotency_key)
 
 
 def list_thinned_metrics(db_session: Session, run: MetaTrainingRun, *, at_most: int) -> Sequence[MetaTrainingMetrics]:
@@ -124,17 +120,8 @@ def add_run(
         owner=owner,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint,
-        created_at=leases.clock(db_session),
     )
-    try:
-        with db_session.begin_nested():
-            db_session.add(run)
-    except IntegrityError:
-        known = find_run_by_key(db_session, owner, idempotency_key) if idempotency_key is not None else None
-        if known is None:
-            raise
-        return known
-    return run
+    return leases.queue(db_session, run)
 
 
 def cancel_run(db_session: Session, run: MetaTrainingRun) -> None:
