@@ -15,7 +15,8 @@ OptserveError
     │   ├── VersionNotFound
     │   ├── AliasNotFound
     │   ├── ApiKeyNotFound
-    │   └── RunNotFound
+    │   ├── RunNotFound
+    │   └── EvaluationNotFound
     ├── MethodNotAllowed        405
     ├── StepConflict            409, with `next_step`
     ├── StateMismatch           409
@@ -24,6 +25,7 @@ OptserveError
     ├── PromotionUnproven       409
     ├── ApiKeyExists            409
     ├── RunConflict             409
+    ├── EvaluationConflict      409
     ├── SessionExpired          410
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
@@ -33,6 +35,7 @@ OptserveError
     ├── ParametersNeeded        422
     ├── WeightsInvalid          422
     ├── RecipeInvalid           422
+    ├── EvaluationInvalid       422
     ├── QuotaExceeded           429
     ├── InternalError           500
     ├── Draining                503
@@ -160,6 +163,12 @@ class RunNotFound(NotFound):
     problem = problems.RUN_NOT_FOUND
 
 
+class EvaluationNotFound(NotFound):
+    """There is no such evaluation."""
+
+    problem = problems.EVALUATION_NOT_FOUND
+
+
 class MethodNotAllowed(ProblemError):
     """This address does not take that method."""
 
@@ -211,6 +220,12 @@ class RunConflict(ProblemError):
     """The meta-training run's status does not allow that."""
 
     problem = problems.RUN_CONFLICT
+
+
+class EvaluationConflict(ProblemError):
+    """The evaluation is over, so there is nothing to cancel."""
+
+    problem = problems.EVALUATION_CONFLICT
 
 
 class SessionExpired(ProblemError):
@@ -275,6 +290,12 @@ class RecipeInvalid(ProblemError, ValueError):
     """The recipe is not valid."""
 
     problem = problems.RECIPE_INVALID
+
+
+class EvaluationInvalid(ProblemError):
+    """The evaluation cannot be made; the message begins with the key that is wrong."""
+
+    problem = problems.EVALUATION_INVALID
 
 
 class QuotaExceeded(ProblemError):

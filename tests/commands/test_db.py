@@ -16,7 +16,7 @@ def test_upgrade_and_current_agree(optserve_command: str, tmp_path: Path) -> Non
     assert "no schema yet" in db(optserve_command, "current", "--database-url", url).stdout
     assert not (tmp_path / "new").exists()  # to look is not to make
     assert "revision 0003" in db(optserve_command, "upgrade", "--database-url", url).stdout
-    assert db(optserve_command, "current", "--database-url", url).stdout.strip() == "0004"
+    assert db(optserve_command, "current", "--database-url", url).stdout.strip() == "0005"
 
 
 @pytest.mark.parametrize("action", ["current", "upgrade"])

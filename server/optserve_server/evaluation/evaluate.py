@@ -60,15 +60,14 @@ def evaluate(
     """
     known = {(curves.task, curves.optimizer): curves for curves in finished}
     competitors = {entrant.name: entrant for entrant in entrants} | dict.fromkeys(plan.baselines)
-    cells = len(plan.tasks) * len(competitors)
     for number, task in enumerate(plan.tasks):
         for name, entrant in competitors.items():
             if (number, name) in known:
                 continue
-            begun = Progress(len(known), cells, plans.label(task), name, step=0)
+            begun = Progress(len(known), plan.cells, plans.label(task), name, step=0)
             yield begun
             known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant), begun)
-            yield Progress(len(known), cells, plans.label(task), name, plan.steps, curves)
+            yield Progress(len(known), plan.cells, plans.label(task), name, plan.steps, curves)
     return result(plan, sorted(known.values(), key=lambda curves: curves.task))
 
 

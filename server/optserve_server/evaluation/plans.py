@@ -45,6 +45,11 @@ class Plan(Table):
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     baselines: Annotated[tuple[str, ...], AfterValidator(_hand_designed)] = ("sgd", "nesterov", "rmsprop", "adam")
 
+    @property
+    def cells(self) -> int:
+        """How many pairs there are of a task and an optimizer or baseline."""
+        return len(self.tasks) * (len(self.optimizers) + len(self.baselines))
+
     @model_validator(mode="after")
     def _distinct(self) -> "Plan":
         names = [*self.optimizers, *self.baselines]

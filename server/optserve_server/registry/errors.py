@@ -6,7 +6,8 @@ RegistryError
 │   ├── VersionNotFound
 │   ├── AliasNotFound
 │   ├── ApiKeyNotFound
-│   └── RunNotFound
+│   ├── RunNotFound
+│   └── EvaluationNotFound
 ├── AliasReserved
 ├── PromotionUnproven
 ├── PromotionInvalid
@@ -15,6 +16,7 @@ RegistryError
 ├── NameInvalid
 ├── OuterStepsInvalid
 ├── RunConflict
+├── EvaluationConflict
 └── WeightsInvalid
     └── WeightsMalformed
 """
@@ -103,6 +105,15 @@ class RunNotFound(NotFound):
         )
 
 
+class EvaluationNotFound(NotFound):
+    """No evaluation has this id."""
+
+    problem = problems.EVALUATION_NOT_FOUND
+
+    def __init__(self, evaluation_id: str) -> None:
+        super().__init__(f"There is no evaluation {shown(evaluation_id)}. GET /v1/evaluations lists all of them.")
+
+
 class AliasReserved(RegistryError):
     """The server moves this alias itself."""
 
@@ -171,6 +182,18 @@ class RunConflict(RegistryError):
 
     def __init__(self, message: str, status: str) -> None:
         super().__init__(message, run_status=status)
+
+
+class EvaluationConflict(RegistryError):
+    """The evaluation is over, so that there is nothing to cancel."""
+
+    problem = problems.EVALUATION_CONFLICT
+
+    def __init__(self, evaluation_id: str, status: str) -> None:
+        super().__init__(
+            f"Evaluation {evaluation_id} has {status} already, so there is nothing to cancel.",
+            evaluation_status=status,
+        )
 
 
 class WeightsInvalid(RegistryError):

@@ -67,7 +67,11 @@ class Base(DeclarativeBase):
             "ck": "ck_%(table_name)s_%(constraint_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), datetime: Timestamp()}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON(none_as_null=True),
+        list[dict[str, Any]]: JSON(none_as_null=True),
+        datetime: Timestamp(),
+    }
 
 
 class Optimizer(Base):
@@ -260,3 +264,41 @@ class TrainingCheckpoint(Base):
         CheckConstraint("outer_step >= 0", "outer_step"),
         CheckConstraint("length(data) > 0", "data"),
     )
+
+
+class Evaluation(Leased, Base):
+    """Optimizers on tasks against baselines, carried out by one worker after another."""
+
+    __tablename__ = "evaluations"
+
+    plan: Mapped[dict[str, Any]]
+    """Complete, with all defaults; its optimizers are NAME@N."""
+    cells: Mapped[int]
+    """Pairs of a task and an optimizer or baseline."""
+    done: Mapped[int] = mapped_column(default=0)
+    """How many are finished; there is a row of `EvaluationCell` for each."""
+    ranking: Mapped[list[dict[str, Any]] | None]
+    """The best first, once all cells are done."""
+
+    __table_args__ = (
+        *leases.constraints(),
+        CheckConstraint("done BETWEEN 0 AND cells", "done"),
+        CheckConstraint("status <> 'succeeded' OR (done = cells AND ranking IS NOT NULL)", "succeeded"),
+    )
+
+
+class EvaluationCell(Base):
+    """One optimizer on one task of an evaluation."""
+
+    __tablename__ = "evaluation_cells"
+
+    evaluation_number: Mapped[int] = mapped_column(
+        ForeignKey("evaluations.number", ondelete="CASCADE"), primary_key=True
+    )
+    task: Mapped[int] = mapped_column(primary_key=True)
+    """Its place in the plan's tasks, from 0."""
+    optimizer: Mapped[str] = mapped_column(Text, primary_key=True)
+    curves: Mapped[dict[str, Any]]
+    """`optserve.wire.evaluations.Curves`."""
+
+    __table_args__ = (CheckConstraint("task >= 0", "task"),)

@@ -1,0 +1,118 @@
+"""Every query on evaluations and their cells, which are the curves of one optimizer on one task.
+
+Each function takes the SQLAlchemy session of a transaction; those that write need `Database.session(write=True)`, and
+an evaluation that was read with `lock=True` or held by its lease (`leases.hold`).
+
+A worker writes each cell when it is finished, so that the next worker does only those that are missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from optserve.wire.evaluations import Curves, Rank
+from optserve_server.evaluation.plans import Plan
+from optserve_server.naming import is_name
+from optserve_server.registry import leases
+from optserve_server.registry.errors import EvaluationConflict, EvaluationNotFound
+from optserve_server.registry.models import Evaluation, EvaluationCell
+
+_CURVES = TypeAdapter(Curves)
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def list_evaluations(
+    db_session: Session, *, limit: int, below: int | None = None, status: str | None = None
+) -> Sequence[Evaluation]:
+    """At most `limit` evaluations, the newest first: those with a number `below` the given one, in this `status`."""
+    query = select(Evaluation).order_by(Evaluation.number.desc()).limit(limit)
+    if below is not None:
+        query = query.where(Evaluation.number < below)
+    if status is not None:
+        query = query.where(Evaluation.status == status)
+    return db_session.scalars(query).all()
+
+
+def get_evaluation(db_session: Session, evaluation_id: str, *, lock: bool = False) -> Evaluation:
+    """One evaluation; with `lock`, nobody else writes to it until the transaction ends.
+
+    Raises:
+        EvaluationNotFound: there is none of that id.
+    """
+    if not is_name(evaluation_id):  # nor can every database search for it
+        raise EvaluationNotFound(evaluation_id)
+    query = select(Evaluation).where(Evaluation.id == evaluation_id)
+    evaluation = db_session.scalar(query.with_for_update() if lock else query)
+    if evaluation is None:
+        raise EvaluationNotFound(evaluation_id)
+    return evaluation
+
+
+def list_curves(db_session: Session, evaluation: Evaluation) -> list[Curves]:
+    """The curves of all finished cells, in the order of the tasks, and of the optimizers and baselines in the plan."""
+    query = select(EvaluationCell).where(EvaluationCell.evaluation_number == evaluation.number)
+    names = [*evaluation.plan["optimizers"], *evaluation.plan["baselines"]]
+    cells = sorted(db_session.scalars(query), key=lambda cell: (cell.task, names.index(cell.optimizer)))
+    return [_CURVES.validate_python(cell.curves) for cell in cells]
+
+
+def beat(db_session: Session, evaluation_id: str, *, winner: str, loser: str) -> bool:
+    """Whether an evaluation has succeeded in which the version `winner`, NAME@N, scored better than `loser`.
+
+    Raises:
+        EvaluationNotFound: there is none of that id.
+    """
+    evaluation = get_evaluation(db_session, evaluation_id)
+    scores = {line["optimizer"]: line["score"] for line in evaluation.ranking or []}
+    return winner in scores and loser in scores and scores[winner] < scores[loser]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def add_evaluation(
+    db_session: Session, plan: Plan, *, owner: str, idempotency_key: str | None, fingerprint: str
+) -> Evaluation:
+    """Queue an evaluation of versions; one that was asked for under the same key at the same time comes instead."""
+    evaluation = Evaluation(
+        plan=plan.model_dump(mode="json"),
+        cells=plan.cells,
+        owner=owner,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint,
+    )
+    return leases.queue(db_session, evaluation)
+
+
+def cancel_evaluation(db_session: Session, evaluation: Evaluation) -> None:
+    """Cancel an evaluation: at once where no worker has it, else its worker does so within a second or two.
+
+    Raises:
+        EvaluationConflict: it has succeeded or failed.
+    """
+    if evaluation.status == leases.CANCELLED:
+        return
+    if evaluation.status in leases.OVER:
+        raise EvaluationConflict(evaluation.id, evaluation.status)
+    leases.request_cancel(db_session, evaluation)
+
+
+def add_curves(db_session: Session, evaluation: Evaluation, curves: Curves) -> None:
+    """Keep a finished cell, which shows that the evaluation comes on."""
+    cell = EvaluationCell(
+        evaluation_number=evaluation.number, task=curves.task, optimizer=curves.optimizer, curves=asdict(curves)
+    )
+    db_session.add(cell)
+    evaluation.done += 1
+    evaluation.deaths = 0
+    db_session.flush()
+
+
+def succeed(db_session: Session, evaluation: Evaluation, ranking: Sequence[Rank]) -> None:
+    """End an evaluation whose cells are all there."""
+    evaluation.ranking = [asdict(line) for line in ranking]
+    leases.finish(db_session, evaluation, leases.SUCCEEDED)
