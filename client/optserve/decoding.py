@@ -36,6 +36,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise _mismatch(where, "a list", value)
         return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if kind is Any:
+        return value
     if origin in (Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, where)
     if kind is float and isinstance(value, int):

@@ -1,5 +1,7 @@
 """Optimizers, their immutable versions and the aliases that point at them."""
 
+from urllib.parse import urlencode
+
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
 from optserve.resource import Resource, segment
 from optserve.wire.bodies import (
@@ -10,6 +12,7 @@ from optserve.wire.bodies import (
     VersionInfo,
     VersionSummary,
 )
+from optserve.wire.differences import VersionDiff
 from optserve.wire.gradients import SAFETENSORS
 
 CHAMPION = "champion"
@@ -45,6 +48,17 @@ class SharedOptimizers(Resource):
             VersionNotFound: it has no such version.
         """
         return (yield from self._get(VersionInfo, f"/optimizers/{segment(name)}/versions/{version}"))
+
+    @exchange
+    def diff(self, name: str, version: int, other: str) -> Exchange[VersionDiff]:
+        """In what `other` (NAME, NAME@7 or NAME@ALIAS) differs from a version: architecture and recipe.
+
+        Raises:
+            OptimizerNotFound: no optimizer of one of the names.
+            VersionNotFound, AliasNotFound: it has no such version.
+        """
+        query = urlencode({"with": other})
+        return (yield from self._get(VersionDiff, f"/optimizers/{segment(name)}/versions/{version}/diff?{query}"))
 
     @exchange
     def weights(self, name: str, version: int) -> Exchange[bytes]:

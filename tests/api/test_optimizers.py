@@ -121,6 +121,18 @@ def test_what_is_not_there_says_what_comes_near(http, address, slug, message):
     assert message in detail
 
 
+def test_two_versions_are_compared(http, weights_file):
+    for seed, rate in enumerate((0.1, 0.2)):
+        recipe = f'{{"name": "compared", "meta_optimizer": {{"learning_rate": {rate}}}}}'
+        http.post("/optimizers/compared/versions", content=weights_file(seed, recipe=recipe), headers=SAFETENSORS)
+    told = http.get("/optimizers/compared/versions/1/diff", params={"with": "compared@latest"}).json()
+    item = {"path": "recipe.meta_optimizer.learning_rate", "before": 0.1, "after": 0.2}
+    assert told == {"before": "compared@1", "after": "compared@2", "items": [item]}
+    for reference, slug in (("compared@9", "version-not-found"), ("compard", "optimizer-not-found")):
+        reply = http.get("/optimizers/compared/versions/1/diff", params={"with": reference})
+        assert _problem(reply)[:2] == (404, slug)
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,17 @@ def test_import_promote_and_export(run, client, tmp_path):
     assert (tmp_path / "here.safetensors").exists()
 
 
+def test_diff(run, client, tmp_path):
+    text = ok(run("optimizers", "diff", "lstm@1", "rnnprop@latest"))
+    for word in ("lstm@1", "rnnprop@1", "architecture.kind", "recipe.tasks[0].family", "digits-mlp"):
+        assert word in text
+    told = json.loads(ok(run("optimizers", "diff", "lstm", "rnnprop", "--json")))
+    assert {"path": "architecture.kind", "before": "lstm", "after": "rnnprop"} in told["items"]
+    client.optimizers.import_weights("fourth", another_version(client, tmp_path, "fourth").read_bytes())
+    assert "fourth@1 and rnnprop@1 have the same" in ok(run("optimizers", "diff", "fourth", "rnnprop"))
+    assert "no version 99" in failed(run("optimizers", "diff", "lstm", "lstm@99"))
+
+
 def test_a_champion_gives_way_to_force(run, client, tmp_path):
     client.optimizers.import_weights("third", another_version(client, tmp_path, "third").read_bytes())
     client.optimizers.import_weights("third", client.optimizers.weights("rnnprop", 1))

@@ -5,6 +5,7 @@ import pytest
 from optserve.decoding import decode
 from optserve.errors import ReplyInvalid
 from optserve.wire.bodies import CheckpointInfo, OptimizerInfo, Page, SessionInfo, VersionSummary
+from optserve.wire.differences import Difference
 
 SESSION = {
     "id": "s1",
@@ -33,6 +34,12 @@ def test_nested_bodies():
     assert info.hyperparameters == {"betas": [0.9, 0.99]}
     assert info.horizon is None
     assert isinstance(info.ttl_seconds, float)
+
+
+@pytest.mark.parametrize("value", [None, True, 0.5, "adam", [1, {"a": 2}]])
+def test_a_value_of_any_kind_stays_what_it_is(value):
+    found = decoded(Difference, {"path": "recipe.seed", "before": value, "after": None})
+    assert found == Difference("recipe.seed", value, None)
 
 
 def test_what_a_newer_server_adds_is_passed_over():

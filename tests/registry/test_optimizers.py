@@ -116,7 +116,16 @@ def test_the_name_of_a_hand_designed_optimizer_is_taken(database, weights_file):
 
 def test_lineage_and_origin_are_kept(database, weights_file):
     recipe = {"name": "lstm", "seed": 3}
-    file = weights_file(1, recipe=json.dumps(recipe), metrics='{"meta_loss": 0.5}', torch="2.6", seed="3", other="x")
+    environment = {
+        "torch": "2.6",
+        "device": "cuda",
+        "optserve": "0.1.0",
+        "commit": "a0b1c2",
+        "python": "3.11.7",
+        "machine": "x86_64",
+        "seed": "3",
+    }
+    file = weights_file(1, recipe=json.dumps(recipe), metrics='{"meta_loss": 0.5}', **environment, other="x")
     with database.session(write=True) as db_session:
         parent = optimizers.add_version(db_session, "ancestor", weights_file())
         optimizers.add_version(db_session, "lstm", file, parent=parent, run="run-1")
@@ -124,7 +133,7 @@ def test_lineage_and_origin_are_kept(database, weights_file):
         version = optimizers.get_version(db_session, "lstm", 1)
         assert (version.parent.optimizer.name, version.parent.number, version.run) == ("ancestor", 1, "run-1")
         assert (version.recipe, version.metrics) == (recipe, {"meta_loss": 0.5})
-        assert version.environment == {"torch": "2.6", "seed": "3"}
+        assert version.environment == environment
 
 
 def test_the_newest_description_counts_and_an_empty_one_does_not(database, weights_file):

@@ -1,5 +1,6 @@
-"""`optserve optimizers`: list, show, promote, import, export."""
+"""`optserve optimizers`: list, show, diff, promote, import, export."""
 
+import json as jsonlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +71,26 @@ def show(
             for version in info.versions
         ),
     )
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="NAME, NAME@7 or NAME@ALIAS.", metavar="REF")],
+    after: Annotated[str, typer.Argument(help="What to compare it with.", metavar="REF")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: AsJson = False,
+) -> None:
+    """Show in what two versions differ: their architectures, and the recipes they were meta-trained by."""
+    with connect(url, api_key) as client:
+        found = client.optimizers.diff(*_resolve(client, before), after)
+    if json:
+        print_json(found)
+    elif found.items:
+        rows = ((one.path, _value(one.before), _value(one.after)) for one in found.items)
+        print_table(("", found.before, found.after), rows)
+    else:
+        typer.echo(f"{found.before} and {found.after} have the same architecture and the same recipe")
 
 
 @app.command()
@@ -149,6 +170,10 @@ def _print_indented(facts: Mapping[str, str | None]) -> None:
     for name, value in facts.items():
         if value:
             typer.echo(f"  {name}: {value}")
+
+
+def _value(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
 
 
 def _pairs(values: Mapping[str, object]) -> str:

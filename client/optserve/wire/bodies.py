@@ -186,7 +186,7 @@ class AliasMove:
     moved_at: str
     moved_by: str
     """The name of the API key, `anonymous` on an open server, `server` for what it moves itself."""
-    forced: bool
+    forced: bool = False
     """Whether `champion` was moved without proof that the version beats the one before."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
@@ -259,7 +259,7 @@ class VersionInfo(VersionSummary):
     """`NAME@N` of the version its φ started from."""
     run: str | None
     environment: dict[str, Any]
-    """What produced it: torch, device, optserve, seed."""
+    """What produced it, as far as it is known: torch, device, optserve, commit, python, machine, seed."""
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------

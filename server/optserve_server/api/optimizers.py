@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
@@ -19,6 +19,7 @@ from optserve.wire.bodies import (
     VersionInfo,
     VersionSummary,
 )
+from optserve.wire.differences import VersionDiff
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
 from optserve_server.api.authorisation import RequiresAdmin
 from optserve_server.api.bodies import JsonRoute, read_body
@@ -35,6 +36,7 @@ from optserve_server.naming import is_name
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
 from optserve_server.registry import aliases, optimizers, references, weight_files
 from optserve_server.registry.database import Database
+from optserve_server.registry.differences import differences
 from optserve_server.registry.models import Version
 from optserve_server.registry.optimizers import Entry
 from optserve_server.sessions.idempotency import IdempotencyKeys
@@ -105,6 +107,24 @@ def get_version(name: Name, number: Number, database: UsesDatabase) -> VersionIn
     """One immutable version: its architecture, and where it came from."""
     with database.session() as db_session:
         return _version_info(optimizers.get_version(db_session, name, number))
+
+
+@router.get(
+    "/{name}/versions/{number}/diff",
+    summary="Compare two versions",
+    responses=responses(problems.OPTIMIZER_NOT_FOUND, problems.VERSION_NOT_FOUND, problems.ALIAS_NOT_FOUND),
+)
+def diff_versions(
+    name: Name,
+    number: Number,
+    other: Annotated[str, Query(alias="with", description="The version to compare with: NAME, NAME@7 or NAME@ALIAS")],
+    database: UsesDatabase,
+) -> VersionDiff:
+    """In what the version `with` differs from this one: architecture, and the recipe it was meta-trained by."""
+    with database.session() as db_session:
+        before = optimizers.get_version(db_session, name, number)
+        after = optimizers.get_referenced(db_session, other)
+        return VersionDiff(_reference(before), _reference(after), differences(before, after))
 
 
 @router.get(
@@ -256,6 +276,10 @@ def _version_summary(version: Version) -> VersionSummary:
     return VersionSummary(version.number, version.sha256, version.created_at.isoformat(), version.metrics)
 
 
+def _reference(version: Version) -> str:
+    return f"{version.optimizer.name}@{version.number}"
+
+
 def _version_info(version: Version) -> VersionInfo:
     parent = version.parent
     return VersionInfo(
@@ -266,7 +290,7 @@ def _version_info(version: Version) -> VersionInfo:
         optimizer=version.optimizer.name,
         architecture=version.architecture,
         recipe=version.recipe,
-        parent=f"{parent.optimizer.name}@{parent.number}" if parent else None,
+        parent=_reference(parent) if parent else None,
         run=version.run,
         environment=version.environment,
     )

@@ -61,6 +61,24 @@ def resolve(db_session: Session, reference: str) -> StoredVersion:
         OptimizerNotFound, VersionNotFound, AliasNotFound: the message names what comes near.
         NameInvalid: the reference ends in @.
     """
+    version = get_referenced(db_session, reference, with_weights=True)
+    return StoredVersion(
+        name=version.optimizer.name,
+        number=version.number,
+        sha256=version.sha256,
+        weights=version.weights,
+        architecture=version.architecture,
+        created_at=version.created_at,
+    )
+
+
+def get_referenced(db_session: Session, reference: str, *, with_weights: bool = False) -> Version:
+    """The same as it is stored; its weights come along only where they are asked for.
+
+    Raises:
+        OptimizerNotFound, VersionNotFound, AliasNotFound: the message names what comes near.
+        NameInvalid: the reference ends in @.
+    """
     parsed = references.parse(reference)
     if parsed.number is not None:
         number = parsed.number
@@ -68,15 +86,7 @@ def resolve(db_session: Session, reference: str) -> StoredVersion:
         number = aliases.get_alias(db_session, get_optimizer(db_session, parsed.name), parsed.alias).number
     else:
         number = get_entry(db_session, parsed.name).served.number
-    version = get_version(db_session, parsed.name, number, with_weights=True)
-    return StoredVersion(
-        name=parsed.name,
-        number=version.number,
-        sha256=version.sha256,
-        weights=version.weights,
-        architecture=version.architecture,
-        created_at=version.created_at,
-    )
+    return get_version(db_session, parsed.name, number, with_weights=with_weights)
 
 
 def list_entries(db_session: Session, *, limit: int, after: str = "") -> list[Entry]:

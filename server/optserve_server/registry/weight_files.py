@@ -10,7 +10,7 @@ from optserve.wire import tensors
 from optserve_server.optimizers import Optimizer, architecture, weights
 from optserve_server.registry.errors import WeightsInvalid, WeightsMalformed
 
-_ENVIRONMENT = ("torch", "device", "optserve", "seed")
+_ENVIRONMENT = ("torch", "device", "optserve", "commit", "python", "machine", "seed")
 """Keys of a file's metadata that say what produced it."""
 
 _MAX_DEPTH = 32  # of a JSON value that is kept, far below what a reply can be nested
