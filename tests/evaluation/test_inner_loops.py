@@ -11,7 +11,7 @@ from tests.evaluation.conftest import entrant, plan
 from optserve_server.evaluation import inner_loops
 from optserve_server.evaluation.plans import Plan
 from optserve_server.evaluation.summaries import Losses
-from optserve_server.metatraining.recipes import TaskShare
+from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, build
 
 DIGITS = {"family": "digits-mlp", "parameters": {"hidden_sizes": [3], "batch_size": 8}}

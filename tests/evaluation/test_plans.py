@@ -6,7 +6,7 @@ import pytest
 
 from optserve_server.evaluation import plans
 from optserve_server.evaluation.plans import PlanError
-from optserve_server.metatraining.recipes import TaskShare
+from optserve_server.metatraining.tables import TaskShare
 
 
 def test_one_optimizer_is_enough() -> None:
@@ -20,7 +20,10 @@ def test_one_optimizer_is_enough() -> None:
     [
         ({"optimisers": []}, r"optimisers: unknown key \(did you mean 'optimizers'"),
         ({"tasks": [{"familly": "quadratic"}]}, r"tasks\.0\.familly: unknown key \(did you mean 'family'"),
-        ({"tasks": [{"family": "quadratics"}]}, r"tasks\.0: there is no task family .* \(did you mean 'quadratic'"),
+        (
+            {"tasks": [{"family": "quadratics"}]},
+            r"tasks\.0\.family: there is no task family .* \(did you mean 'quadratic'",
+        ),
         ({"tasks": []}, "tasks: "),
         ({"optimizers": []}, "optimizers: "),
         ({"optimizers": ["a@1", "a@1"]}, "'a@1' is there twice"),

@@ -10,11 +10,13 @@ import torch
 
 from optserve_server import optimizers
 from optserve_server.metatraining import outer_loop, recipes, validation
+from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
 from optserve_server.metatraining.estimators.backpropagation import backpropagation
+from optserve_server.metatraining.estimators.base import MetaGradient, Window
 from optserve_server.metatraining.meta_losses import meta_loss
-from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop, learning_rate
-from optserve_server.metatraining.recipes import MetaLoss, MetaOptimizer
-from optserve_server.metatraining.trajectories import Trajectory, draw_groups, draw_trajectory
+from optserve_server.metatraining.outer_loop import OuterLoop, learning_rate
+from optserve_server.metatraining.tables import MetaLoss, MetaOptimizer
+from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.weight_files import Record
 from optserve_server.optimizers import weights
 
@@ -32,41 +34,19 @@ def recipe(**changes: Any) -> recipes.Recipe:
     return recipes.parse({**TINY, **changes})
 
 
-def window_loss(parsed: recipes.Recipe, phi: dict[str, torch.Tensor]) -> float:
-    """The meta-loss of the first trajectory by plain evaluation, in float64."""
-    return float64_estimate(parsed, phi).meta_loss
+def draw(parsed: recipes.Recipe, seed: int = 5) -> tuple[Trajectory, torch.Generator]:
+    """The first trajectory of a seed, and the generator that it goes on with."""
+    generators = Generators.seeded(seed, torch.device("cpu"))
+    return draw_trajectory(parsed, parsed.optimizer(), generators), generators.device
 
 
-def float64_estimate(parsed: recipes.Recipe, phi: dict[str, torch.Tensor]) -> Any:
-    optimizer = parsed.optimizer()
-    generator = torch.Generator().manual_seed(5)
-    trajectory = draw_trajectory(parsed, optimizer, generator)
-    for group in trajectory.groups:
-        group.theta = group.theta.double()
-        group.state = optimizers.HiddenState(group.state.coordinates.double(), {})
-        group.task_data = {
-            key: value.double() if value.is_floating_point() else value for key, value in group.task_data.items()
-        }
-        group.scales = None if group.scales is None else group.scales.double()
-    return backpropagation(parsed, optimizer, phi, trajectory, generator)
-
-
-@pytest.mark.parametrize("kind", ["final", "sum", "log"])
-@pytest.mark.parametrize("augmentation", [{}, {"coordinate_scaling": 1.0, "probability": 0.7}])
-@pytest.mark.parametrize(
-    "task", [{"family": "quadratic"}, {"family": "digits-mlp", "parameters": {"hidden_sizes": [3], "batch_size": 4}}]
-)
-def test_the_meta_gradient_is_that_of_central_differences(kind: str, augmentation: Any, task: Any) -> None:
-    parsed = recipe(meta_loss={"kind": kind}, augmentation=augmentation, tasks=[task])
-    generator = torch.Generator().manual_seed(0)
-    phi = {name: weight.double() for name, weight in parsed.optimizer().initial_phi(generator).items()}
-    direction = {name: torch.randn(weight.shape, generator=generator).double() for name, weight in phi.items()}
-    gradients = float64_estimate(parsed, phi).gradients
-    slope = sum((gradients[name] * direction[name]).sum().item() for name in phi)
-    h = 1e-5
-    ahead = window_loss(parsed, {name: weight + h * direction[name] for name, weight in phi.items()})
-    behind = window_loss(parsed, {name: weight - h * direction[name] for name, weight in phi.items()})
-    assert slope == pytest.approx((ahead - behind) / (2 * h), rel=1e-6)
+def estimate(parsed: recipes.Recipe, phi: Any, trajectory: Trajectory, generator: torch.Generator) -> MetaGradient:
+    """Backpropagation through the next window of a trajectory that has one group."""
+    (group,) = trajectory.groups
+    steps = min(parsed.unroll.window, trajectory.horizon - trajectory.step)
+    window = Window(trajectory.step, steps, trajectory.horizon)
+    trajectory.step += steps
+    return backpropagation(parsed, parsed.optimizer(), phi, group, window, generator)
 
 
 def test_first_order_drops_the_gradients_own_derivative() -> None:
@@ -74,11 +54,10 @@ def test_first_order_drops_the_gradients_own_derivative() -> None:
     parsed = recipe(gradient={"second_order": False}, meta_loss={"kind": "sum"})
     optimizer = parsed.optimizer()
     phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(5)
-    trajectory = draw_trajectory(parsed, optimizer, generator)
+    trajectory, generator = draw(parsed)
     group = trajectory.groups[0]
     w, y, theta, state = group.task_data["W"], group.task_data["y"], group.theta, group.state
-    estimate = backpropagation(parsed, optimizer, phi, trajectory, generator)
+    found = estimate(parsed, phi, trajectory, generator)
 
     leaves = {name: weight.clone().requires_grad_() for name, weight in phi.items()}
     total = torch.zeros(())
@@ -89,15 +68,15 @@ def test_first_order_drops_the_gradients_own_derivative() -> None:
         updates, state = optimizer.step(leaves, optimizers.Observations(gradients.flatten(), clock), state)
         theta = theta + updates.view_as(theta)
         total = total + (torch.einsum("tij,tj->ti", w, theta) - y).square().sum() / 3
-    assert estimate.meta_loss == pytest.approx(total.item(), rel=1e-5)
+    assert found.meta_loss.item() == pytest.approx(total.item(), rel=1e-5)
     expected = torch.autograd.grad(total, list(leaves.values()))
     for name, gradient in zip(leaves, expected, strict=True):
-        torch.testing.assert_close(estimate.gradients[name], gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_truncated_windows_cover_the_trajectory_once() -> None:
-    loop = OuterLoop(recipe(unroll={"steps": 5, "truncation": 2}, meta_optimizer={"outer_steps": 6}))
-    assert [(progress.step, progress.horizon) for progress in loop] == [(2, 5), (4, 5), (5, 5)] * 2
+    loop = OuterLoop(recipe(unroll={"steps": 6, "truncation": 2}, meta_optimizer={"outer_steps": 6}))
+    assert [(progress.step, progress.horizon) for progress in loop] == [(2, 6), (4, 6), (6, 6)] * 2
 
 
 def test_one_outer_step_is_the_equation() -> None:
@@ -105,11 +84,11 @@ def test_one_outer_step_is_the_equation() -> None:
     loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 1, "learning_rate": 0.25}))
     before = {name: weight.detach().clone() for name, weight in loop.phi.items()}
     next(iter(loop))
-    twin = OuterLoop(loop.recipe)
-    trajectory = draw_trajectory(twin.recipe, twin.optimizer, twin.generator)
-    estimate = backpropagation(twin.recipe, twin.optimizer, before, trajectory, twin.generator)
+    generators = OuterLoop(loop.recipe).generators
+    trajectory = draw_trajectory(loop.recipe, loop.optimizer, generators)
+    gradients = estimate(loop.recipe, before, trajectory, generators.device).gradients
     for name, weight in loop.phi.items():
-        torch.testing.assert_close(weight.detach(), before[name] - 0.25 * estimate.gradients[name])
+        torch.testing.assert_close(weight.detach(), before[name] - 0.25 * gradients[name])
 
 
 def test_clipping_bounds_the_whole_gradient() -> None:
@@ -144,8 +123,8 @@ def test_the_cosine_schedule_falls_to_zero() -> None:
 
 def test_log_uniform_horizons_stay_in_their_range() -> None:
     parsed = recipe(unroll={"steps": {"low": 3, "high": 50}})
-    generator = torch.Generator().manual_seed(0)
-    horizons = [draw_trajectory(parsed, parsed.optimizer(), generator).horizon for _ in range(300)]
+    generators = Generators.seeded(0, torch.device("cpu"))
+    horizons = [draw_trajectory(parsed, parsed.optimizer(), generators).horizon for _ in range(300)]
     assert min(horizons) == 3
     assert 40 < max(horizons) <= 50
     assert sorted(horizons)[150] == pytest.approx(math.sqrt(150), rel=0.3)
@@ -159,16 +138,14 @@ def test_a_mixture_has_its_weights_and_every_family_trains() -> None:
         ],
         meta_optimizer={"tasks_per_outer_step": 400, "outer_steps": 1},
     )
-    groups = draw_trajectory(parsed, parsed.optimizer(), torch.Generator().manual_seed(0)).groups
+    groups = draw(parsed)[0].groups
     assert [group.family.name for group in groups] == ["quadratic", "digits-mlp"]
     assert groups[0].tasks == pytest.approx(300, abs=30)
 
 
 def test_coordinate_scaling_reparametrises_and_does_not_change_the_task() -> None:
     plain, scaled = recipe(), recipe(augmentation={"coordinate_scaling": 2.0, "probability": 1.0})
-    optimizer = plain.optimizer()
-    one = draw_trajectory(plain, optimizer, torch.Generator().manual_seed(0)).groups[0]
-    other = draw_trajectory(scaled, optimizer, torch.Generator().manual_seed(0)).groups[0]
+    one, other = draw(plain)[0].groups[0], draw(scaled)[0].groups[0]
     assert not torch.allclose(one.theta, other.theta)
     torch.testing.assert_close(one.losses(one.theta, {}), other.losses(other.theta, {}))
 
@@ -198,11 +175,10 @@ def test_windows_of_a_trajectory_are_the_trajectory() -> None:
     ends = []
     for truncation in (10, 5):
         parsed = recipe(unroll={"steps": 10, "truncation": truncation}, architecture={"kind": "rnnprop"})
-        optimizer, generator = parsed.optimizer(), torch.Generator().manual_seed(3)
-        phi = optimizer.initial_phi(generator)
-        trajectory = draw_trajectory(parsed, optimizer, generator)
+        phi = parsed.optimizer().initial_phi(torch.Generator().manual_seed(0))
+        trajectory, generator = draw(parsed)
         while not trajectory.finished:
-            backpropagation(parsed, optimizer, phi, trajectory, generator)
+            estimate(parsed, phi, trajectory, generator)
         ends.append(trajectory.groups[0])
     torch.testing.assert_close(ends[0].theta, ends[1].theta)
     torch.testing.assert_close(ends[0].state.coordinates, ends[1].state.coordinates)
@@ -223,7 +199,7 @@ def test_the_held_out_meta_loss_is_of_held_out_tasks_by_weight(monkeypatch: pyte
     parsed = recipe(tasks=shares)
     optimizer = parsed.optimizer()
     phi = {name: torch.zeros_like(weight) for name, weight in optimizer.initial_phi(torch.Generator()).items()}
-    found = validation.held_out_meta_loss(parsed, optimizer, phi, tasks=2000)
+    found = validation.held_out_meta_loss(parsed, optimizer, phi, 5, tasks=2000)
     assert splits == ["held-out"]
     # φ = 0 moves nothing: E‖Wθ_0 − y‖² = d² + d of d = 10, and about ln 10 for ten classes.
     assert found == pytest.approx((3 * 110 + math.log(10)) / 4, rel=0.1)
@@ -250,12 +226,6 @@ def test_what_is_validated_is_the_average(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [loop.averaged_phi]
 
 
-def test_a_validation_that_diverges_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outer_loop, "held_out_meta_loss", lambda *_: math.nan)
-    with pytest.raises(MetaTrainingError, match="outer step 2: the loss on held-out tasks is nan"):
-        list(OuterLoop(recipe()))
-
-
 def test_a_run_learns_and_its_file_tells_where_it_came_from() -> None:
     parsed = recipe(
         meta_optimizer={"kind": "adam", "learning_rate": 0.02, "outer_steps": 60, "tasks_per_outer_step": 16},
@@ -275,13 +245,6 @@ def test_a_run_learns_and_its_file_tells_where_it_came_from() -> None:
     assert optimizer == parsed.optimizer()
     assert torch.equal(phi["output.weight"], record.best_phi["output.weight"])  # type: ignore[index]
     assert {"recipe", "seed", "torch", "meta_losses", "metrics", "optimizer"} <= metadata.keys()
-
-
-def test_a_run_that_diverges_says_where() -> None:
-    settings = {"learning_rate": 1e30, "outer_steps": 10}
-    loop = OuterLoop(recipe(meta_optimizer=settings, architecture={"kind": "lstm", "output_scale": 1e6}))
-    with pytest.raises(MetaTrainingError, match=r"outer step \d+, inner step 5 of 5: .* lower meta_optimizer"):
-        list(loop)
 
 
 def test_groups_of_no_tasks_are_left_out() -> None:

@@ -56,6 +56,12 @@ def test_a_finished_run_goes_on_with_more_outer_steps() -> None:
     assert weights.encode(resumed.optimizer, resumed.phi) == weights.encode(whole.optimizer, whole.phi)
 
 
+def test_a_run_does_not_go_on_by_another_recipe() -> None:
+    data = OuterLoop(parse()).checkpoint()
+    with pytest.raises(ValueError, match=r"meta_optimizer\.averaging is 0\.9 there and 0\.5 here; only"):
+        OuterLoop.resume(parse(averaging=0.5), data)
+
+
 def test_data_that_tasks_share_is_kept_once() -> None:
     images = torch.rand(1000, 64).expand(50, -1, -1)
     data = training_checkpoints.encode({"images": images, "none": None, "list": [1, 2.5, {"a": torch.arange(3)}]})

@@ -7,7 +7,7 @@ from optserve.wire.evaluations import TriedLearningRate
 from optserve_server.evaluation import inner_loops
 from optserve_server.evaluation.plans import Plan
 from optserve_server.evaluation.summaries import Losses, divergence, quantile, to_json
-from optserve_server.metatraining.recipes import TaskShare
+from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import build, hyperparameters
 
 FACTOR = 10 ** (1 / 3)

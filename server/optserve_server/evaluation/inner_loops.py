@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optserve_server.evaluation.plans import Plan
 from optserve_server.evaluation.summaries import Losses
-from optserve_server.metatraining.recipes import TaskShare
+from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi, Updates, initial_state
 from optserve_server.tasks.base import Batch, Theta, coordinates, vectorized

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from optserve_server import descriptions
 from optserve_server.descriptions import DescriptionError, Table
-from optserve_server.metatraining.recipes import TaskShare
+from optserve_server.metatraining.tables import TaskShare
 from optserve_server.naming import nearest, shown
 from optserve_server.optimizers import HAND_DESIGNED
 

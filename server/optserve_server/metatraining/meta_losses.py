@@ -3,13 +3,20 @@
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining.recipes import MetaLoss
+from optserve_server.metatraining.tables import MetaLoss
 
 
-def meta_loss(kind: MetaLoss, losses: Tensor) -> Tensor:
+def bounded(settings: MetaLoss, losses: Tensor) -> Tensor:
+    """f(θ) up to the ceiling, which is also what a loss counts that is not finite."""
+    finite = losses.where(losses.isfinite(), settings.ceiling)
+    return finite.clamp(-settings.ceiling, settings.ceiling)
+
+
+def meta_loss(settings: MetaLoss, losses: Tensor) -> Tensor:
     """The meta-loss of each task, `[tasks]`, from f(θ_t) after each step of a window, `[steps, tasks]`."""
-    if kind.kind == "final":
+    losses = bounded(settings, losses)
+    if settings.kind == "final":
         return losses[-1]
-    if kind.kind == "sum":
+    if settings.kind == "sum":
         return losses.sum(dim=0)
-    return torch.log(losses + kind.floor).sum(dim=0)
+    return torch.log(losses + settings.floor).sum(dim=0)

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from optserve_server.metatraining import training_checkpoints
+from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
 from optserve_server.metatraining.estimators.backpropagation import backpropagation
-from optserve_server.metatraining.recipes import MetaOptimizer, Recipe
-from optserve_server.metatraining.trajectories import Trajectory, draw_trajectory
+from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.recipes import Recipe, require_same
+from optserve_server.metatraining.tables import MetaOptimizer
 from optserve_server.metatraining.validation import held_out_meta_loss
 
 
 class MetaTrainingError(ArithmeticError):
-    """The meta-loss or its gradient is no longer finite."""
+    """The meta-loss or its gradient is no longer finite: at `outer_step`, on tasks of `family`."""
+
+    def __init__(self, outer_step: int, family: str, message: str) -> None:
+        super().__init__(f"outer step {outer_step}, {family}: {message}")
+        self.outer_step = outer_step
+        self.family = family
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Progress:
 
     `meta_loss` and `meta_gradient_norm` (before clipping) are of the recipe's meta-loss over the window; `loss` is the
     tasks' mean f at its end. `meta_loss_held_out` is L(φ) on held-out tasks, where φ was validated after this step.
+    `non_finite` counts the tasks whose trajectory was not finite: each has the ceiling for its loss.
     """
 
     outer_step: int
@@ -34,23 +42,29 @@ class Progress:
     step: int
     horizon: int
     meta_loss_held_out: float | None = None
+    non_finite: int = 0
 
 
 class OuterLoop:
     """Meta-trains φ by a recipe. Iterate over it for a `Progress` an outer step.
 
     `outer_step` counts the outer steps made. `phi` is the present φ, and `averaged_phi` the running mean that is
-    validated: φ itself where nothing is averaged. All randomness comes from one generator seeded by the recipe, so that
+    validated: φ itself where nothing is averaged. All randomness comes from generators seeded by the recipe, so that
     a run is the same bit for bit, whether it was interrupted and resumed or not.
     """
 
-    def __init__(self, recipe: Recipe, phi: dict[str, Tensor] | None = None) -> None:
-        """Start from `phi`, or from the architecture's random φ_0."""
+    def __init__(
+        self, recipe: Recipe, phi: dict[str, Tensor] | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Start from `phi`, or from the architecture's random φ_0; on cuda where there is one, else on the CPU."""
         self.recipe = recipe
+        self.device = _device(device)
         self.optimizer = recipe.optimizer()
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        initial = self.optimizer.initial_phi(self.generator)
-        self.phi = {name: weight.clone().requires_grad_() for name, weight in (phi or initial).items()}
+        self.generators = Generators.seeded(recipe.seed, self.device)
+        initial = self.optimizer.initial_phi(self.generators.host)
+        self.phi = {
+            name: weight.to(self.device, copy=True).requires_grad_() for name, weight in (phi or initial).items()
+        }
         self.averaged_phi = {name: weight.detach().clone() for name, weight in self.phi.items()}
         self._meta_optimizer = _meta_optimizer(recipe.meta_optimizer, list(self.phi.values()))
         self._trajectory: Trajectory | None = None
@@ -60,7 +74,7 @@ class OuterLoop:
         """Make the outer steps that the recipe has left, one `Progress` each.
 
         Raises:
-            MetaTrainingError: naming the outer step.
+            MetaTrainingError: naming the outer step and the family of tasks.
         """
         while self.outer_step < self.recipe.meta_optimizer.outer_steps:
             progress = self._outer_step(self.outer_step + 1)
@@ -71,78 +85,103 @@ class OuterLoop:
         """A training checkpoint after the present outer step: what `resume` goes on from, bit for bit."""
         return training_checkpoints.encode(
             {
+                "recipe": self.recipe.model_dump(mode="json"),
                 "outer_step": self.outer_step,
                 "phi": self.phi,
                 "averaged_phi": self.averaged_phi,
                 "meta_optimizer": [self._meta_optimizer.state[weight] for weight in self.phi.values()],
-                "generator": self.generator.get_state(),
+                "generators": self.generators.to_state(),
                 "trajectory": None if self._trajectory is None else self._trajectory.to_state(),
             }
         )
 
     @classmethod
-    def resume(cls, recipe: Recipe, data: bytes) -> Self:
+    def resume(cls, recipe: Recipe, data: bytes, device: torch.device | str | None = None) -> Self:
         """The loop whose training checkpoint `data` is; `recipe` is its recipe, with as many outer steps or more.
 
         Raises:
-            ValueError: no training checkpoint, or not of this recipe's architecture.
+            ValueError: no training checkpoint, or one of another recipe; names the key that differs.
         """
-        state = training_checkpoints.decode(data, torch.device("cpu"))
-        loop = cls(recipe, state["phi"])
+        state = training_checkpoints.decode(data, _device(device))
+        require_same(recipe, state["recipe"])
+        loop = cls(recipe, state["phi"], device)
         loop.outer_step, loop.averaged_phi = state["outer_step"], state["averaged_phi"]
-        for weight, moments in zip(loop.phi.values(), state["meta_optimizer"], strict=True):
-            loop._meta_optimizer.state[weight] = moments
-        loop.generator.set_state(state["generator"])
+        groups = loop._meta_optimizer.state_dict()["param_groups"]
+        loop._meta_optimizer.load_state_dict(
+            {"state": dict(enumerate(state["meta_optimizer"])), "param_groups": groups}
+        )
+        loop.generators.restore(state["generators"])
         if state["trajectory"] is not None:
             loop._trajectory = Trajectory.from_state(recipe.tasks, state["trajectory"])
         return loop
 
     def _outer_step(self, outer_step: int) -> Progress:
         if self._trajectory is None or self._trajectory.finished:
-            self._trajectory = draw_trajectory(self.recipe, self.optimizer, self.generator)
+            self._trajectory = draw_trajectory(self.recipe, self.optimizer, self.generators)
         trajectory = self._trajectory
-        estimate = backpropagation(self.recipe, self.optimizer, self.phi, trajectory, self.generator)
-        norm = self._update_phi(outer_step, estimate.gradients)
-        if not (math.isfinite(estimate.meta_loss) and math.isfinite(norm)):
-            raise MetaTrainingError(
-                f"outer step {outer_step}, inner step {trajectory.step} of {trajectory.horizon}: the meta-loss is "
-                f"{estimate.meta_loss:g} and the norm of its gradient {norm:g}; lower meta_optimizer.learning_rate, "
-                "set meta_optimizer.clip_norm, or shorten unroll.truncation"
-            )
+        estimate = self._advance(trajectory)
+        norm = self._clip(estimate.gradients)
+        # The only wait for the device in an outer step.
+        measured = torch.stack([estimate.meta_loss, estimate.loss, norm, estimate.non_finite, estimate.lost])
+        meta_loss, loss, gradient_norm, non_finite, lost = measured.tolist()
+        self._require_finite(outer_step, trajectory, gradient_norm, lost)
+        self._update_phi(outer_step)
         return Progress(
             outer_step,
-            estimate.meta_loss,
-            estimate.loss,
-            norm,
+            meta_loss,
+            loss,
+            gradient_norm,
             trajectory.step,
             trajectory.horizon,
             self._validate(outer_step),
+            int(non_finite),
         )
+
+    def _advance(self, trajectory: Trajectory) -> MetaGradient:
+        """The meta-gradient of the trajectory's next window, averaged over the tasks of all groups."""
+        steps = min(self.recipe.unroll.window, trajectory.horizon - trajectory.step)
+        window = Window(trajectory.step, steps, trajectory.horizon)
+        estimates = [
+            (group.tasks, backpropagation(self.recipe, self.optimizer, self.phi, group, window, self.generators.device))
+            for group in trajectory.groups
+        ]
+        trajectory.step += steps
+        return _mean(estimates)
+
+    def _require_finite(self, outer_step: int, trajectory: Trajectory, norm: float, lost: float) -> None:
+        where = f"inner step {trajectory.step} of {trajectory.horizon}"
+        mend = (
+            "lower meta_optimizer.learning_rate, set meta_optimizer.clip_norm, or shorten unroll.steps or "
+            "unroll.truncation"
+        )
+        if lost == trajectory.tasks:
+            raise MetaTrainingError(
+                outer_step, trajectory.families, f"no trajectory is finite any more at {where}; {mend}"
+            )
+        if not math.isfinite(norm):
+            raise MetaTrainingError(
+                outer_step, trajectory.families, f"the norm of the meta-gradient is {norm:g} at {where}; {mend}"
+            )
 
     def _validate(self, outer_step: int) -> float | None:
         if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
             return None
-        loss = held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi)
-        if not math.isfinite(loss):
-            raise MetaTrainingError(
-                f"outer step {outer_step}: the loss on held-out tasks is {loss:g}; lower meta_optimizer.learning_rate, "
-                "or let unroll.steps reach as far in training as in validation"
-            )
-        return loss
+        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi, self.recipe.unroll.longest)
 
-    def _update_phi(self, outer_step: int, gradients: dict[str, Tensor]) -> float:
-        settings = self.recipe.meta_optimizer
+    def _clip(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Hand the meta-gradient to the meta-optimizer, cut to the recipe's norm; the norm before that."""
         for name, weight in self.phi.items():
             weight.grad = gradients[name]
-        norm = torch.nn.utils.clip_grad_norm_(self.phi.values(), settings.clip_norm or math.inf).item()
+        return torch.nn.utils.clip_grad_norm_(self.phi.values(), self.recipe.meta_optimizer.clip_norm or math.inf)
+
+    def _update_phi(self, outer_step: int) -> None:
+        settings = self.recipe.meta_optimizer
         self._meta_optimizer.param_groups[0]["lr"] = learning_rate(settings, outer_step)
-        if math.isfinite(norm):
-            self._meta_optimizer.step()
+        self._meta_optimizer.step()
         # From the first φ on a plain mean, until enough of them have come for the decay that was asked for.
         decay = min(settings.averaging, 1 - 1 / outer_step)
         for name, weight in self.phi.items():
             self.averaged_phi[name].lerp_(weight.detach(), 1 - decay)
-        return norm
 
 
 def learning_rate(settings: MetaOptimizer, outer_step: int) -> float:
@@ -151,6 +190,28 @@ def learning_rate(settings: MetaOptimizer, outer_step: int) -> float:
         return settings.learning_rate
     share = (outer_step - 1) / settings.outer_steps
     return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _mean(estimates: list[tuple[int, MetaGradient]]) -> MetaGradient:
+    """The mean of the groups' estimates, weighted by their numbers of tasks; of tasks that are not finite, the sum."""
+    tasks = sum(count for count, _ in estimates)
+
+    def mean(values: list[Tensor]) -> Tensor:
+        weighted = [value * (count / tasks) for value, (count, _) in zip(values, estimates, strict=True)]
+        return torch.stack(weighted).sum(dim=0)
+
+    found = [estimate for _, estimate in estimates]
+    return MetaGradient(
+        {name: mean([estimate.gradients[name] for estimate in found]) for name in found[0].gradients},
+        mean([estimate.meta_loss for estimate in found]),
+        mean([estimate.loss for estimate in found]),
+        torch.stack([estimate.non_finite for estimate in found]).sum(),
+        torch.stack([estimate.lost for estimate in found]).sum(),
+    )
 
 
 def _meta_optimizer(settings: MetaOptimizer, phi: list[Tensor]) -> torch.optim.Optimizer:

@@ -1,8 +1,7 @@
 """Trajectories: the inner loops θ_{t+1} = θ_t + g_t of many tasks at once, unrolled window by window.
 
-The tasks of one trajectory may come from several families; those of one family are a *group*, whose tasks are stepped
-together. To a coordinatewise optimizer a group hands all its tasks' coordinates as one long row, which is twice as fast
-as a batch of short ones; to any other, a batch of tasks.
+The tasks of one family are a *group* and are stepped together. To a coordinatewise optimizer a group hands all its
+tasks' coordinates as one long row, which is twice as fast as a batch of short ones; to any other, a batch of tasks.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining.recipes import Augmentation, LogUniform, Recipe, TaskShare
+from optserve_server.metatraining.guards import Guard
+from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
 from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, vectorized
@@ -78,41 +78,6 @@ class Group:
         return cls(state["share"], family, state["task_data"], state["theta"], hidden_state, state["scales"])
 
 
-@dataclass
-class Trajectory:
-    """The groups of one meta-batch of tasks, all at step `step` of `horizon`."""
-
-    groups: list[Group]
-    horizon: int
-    step: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether t = T."""
-        return self.step >= self.horizon
-
-    def to_state(self) -> State:
-        """All of it, for a training checkpoint."""
-        return {"horizon": self.horizon, "step": self.step, "groups": [group.to_state() for group in self.groups]}
-
-    @classmethod
-    def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
-        """The trajectory, over the recipe's tasks, whose `to_state` this is."""
-        groups = [Group.from_state(shares, group) for group in state["groups"]]
-        return cls(groups, state["horizon"], state["step"])
-
-
-def draw_trajectory(recipe: Recipe, optimizer: Optimizer, generator: torch.Generator) -> Trajectory:
-    """Draw f ~ the recipe's distribution, θ_0 and T for one trajectory."""
-    weights = torch.tensor([share.weight for share in recipe.tasks])
-    drawn = torch.multinomial(weights, recipe.meta_optimizer.tasks_per_outer_step, True, generator=generator)
-    counts = torch.bincount(drawn, minlength=len(weights)).tolist()
-    groups = draw_groups(recipe.tasks, counts, optimizer, generator, "train")
-    for group in groups:
-        _reparametrise(group, recipe.augmentation, generator)
-    return Trajectory(groups, _draw_horizon(recipe.unroll.steps, generator))
-
-
 def draw_groups(
     shares: Sequence[TaskShare], counts: Sequence[int], optimizer: Optimizer, generator: torch.Generator, split: Split
 ) -> list[Group]:
@@ -137,22 +102,31 @@ def unroll(
     horizon: int,
     generator: torch.Generator,
     second_order: bool,
+    guard: Guard | None = None,
 ) -> Tensor:
     """Step a group `steps` times from step `first_step` of `horizon` on: f(θ) after each step, `[steps, tasks]`.
 
     f(θ_t) is taken on the minibatch of step t, and the last on a fresh one. The losses carry the graph back to φ; with
-    `second_order` through ∂∇_t/∂φ too.
+    `second_order` through ∂∇_t/∂φ too. With a `guard`, tasks that diverge do not disturb the others' gradients.
     """
+    clocks = torch.arange(first_step, first_step + steps, dtype=torch.float64, device=group.theta.device)
     losses: list[Tensor] = []
-    for step in range(first_step, first_step + steps):
+    for index in range(steps):
         loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
         losses.append(loss)
-        seen = (group.theta, loss) if second_order else (group.theta.detach(), loss.detach())
-        observations = _observations(optimizer, group, *seen, gradients, step, horizon)
+        theta = group.theta
+        if guard is not None:
+            theta, loss, gradients = guard.admit(theta, loss, gradients)
+        if not second_order:
+            theta, loss = theta.detach(), loss.detach()
+        observations = _observations(optimizer, group, theta, loss, gradients, clocks[index : index + 1], horizon)
         updates, group.state = optimizer.step(phi, observations, group.state)
         group.move(updates)
     losses.append(group.losses(group.theta, group.draw_batch(generator)))
-    return torch.stack(losses[1:])
+    if guard is None:
+        return torch.stack(losses[1:])
+    guard.check(group.theta, losses[-1])
+    return guard.marked(losses[1:])
 
 
 def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
@@ -162,9 +136,8 @@ def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> Hi
 
 
 def _observations(
-    optimizer: Optimizer, group: Group, theta: Theta, loss: Tensor, gradients: Tensor, step: int, horizon: int
+    optimizer: Optimizer, group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
 ) -> Observations:
-    clock = torch.tensor([float(step)], dtype=torch.float64)
     if optimizer.coordinatewise:
         return Observations(gradients.flatten(), clock, theta.flatten())
     horizons = torch.full_like(loss, float(horizon))
@@ -181,23 +154,8 @@ def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_orde
         (gradients,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
     if second_order:
         return loss, gradients
+    if not torch.is_grad_enabled():
+        return loss.detach(), gradients
     # First order: f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
     tangent = (gradients * (group.theta - theta.detach())).sum(dim=1)
     return loss.detach() + tangent, gradients
-
-
-def _reparametrise(group: Group, augmentation: Augmentation, generator: torch.Generator) -> None:
-    if not augmentation.coordinate_scaling:
-        return
-    spread = augmentation.coordinate_scaling
-    exponents = torch.empty_like(group.theta).uniform_(-spread, spread, generator=generator)
-    chosen = torch.rand(group.tasks, 1, generator=generator) < augmentation.probability
-    group.scales = torch.where(chosen, exponents.exp(), 1.0)
-    group.theta = group.theta / group.scales
-
-
-def _draw_horizon(steps: int | LogUniform, generator: torch.Generator) -> int:
-    if isinstance(steps, int):
-        return steps
-    share = torch.rand((), generator=generator, dtype=torch.float64).item()
-    return round(steps.low * (steps.high / steps.low) ** share)

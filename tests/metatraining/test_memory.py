@@ -1,0 +1,67 @@
+"""The estimate of a recipe's memory is what a run needs."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from optserve_server.metatraining import recipes
+from optserve_server.metatraining.memory import PROCESS_BYTES, estimate_bytes
+
+RUN = """
+import json, resource, sys, torch
+torch.set_num_threads(1)
+from optserve_server.metatraining import recipes
+from optserve_server.metatraining.outer_loop import OuterLoop
+next(iter(OuterLoop(recipes.parse(json.loads(sys.argv[1])), device="cpu")))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "architecture": {"kind": "rnnprop"},
+        "tasks": [{"family": "quadratic"}],
+        "meta_optimizer": {"outer_steps": 2, "tasks_per_outer_step": 16},
+        **changes,
+    }
+
+
+def measured_bytes(recipe: dict[str, Any]) -> int:
+    # From a small process: what a fork has of its parent's memory counts as its own until it runs something else.
+    script = [sys.executable, "-c", RUN, json.dumps(recipe)]
+    launcher = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", launcher, *script], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": [{"family": "digits-mlp"}], "unroll": {"steps": 6}, "gradient": {"second_order": False}},
+        {"tasks": [{"family": "quadratic", "parameters": {"dimension": 100}}], "unroll": {"steps": 50}},
+    ],
+)
+def test_the_estimate_is_near_the_measured_peak(changes: dict[str, Any]) -> None:
+    recipe = content(**changes)
+    estimate, measured = estimate_bytes(recipes.parse(recipe)), measured_bytes(recipe)
+    assert measured > 1.5 * PROCESS_BYTES  # else it would be of the process alone
+    assert estimate == pytest.approx(measured, rel=0.5), f"{estimate:,} estimated, {measured:,} measured"
+
+
+def test_the_estimate_of_a_giant_allocates_nothing() -> None:
+    giant = content(
+        tasks=[{"family": "digits-mlp", "parameters": {"hidden_sizes": [1024] * 8}}],
+        unroll={"steps": 1000},
+        meta_optimizer={"tasks_per_outer_step": 1000},
+    )
+    assert estimate_bytes(recipes.parse(giant)) > 10**15
+
+
+def test_truncation_needs_less_memory() -> None:
+    whole = content(unroll={"steps": 1000})
+    short = content(unroll={"steps": 1000, "truncation": 20})
+    assert estimate_bytes(recipes.parse(whole)) > 2 * estimate_bytes(recipes.parse(short))
