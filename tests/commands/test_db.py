@@ -15,8 +15,10 @@ def test_upgrade_and_current_agree(optserve_command: str, tmp_path: Path) -> Non
     url = f"sqlite:///{tmp_path / 'new' / 'optserve.db'}"
     assert "no schema yet" in db(optserve_command, "current", "--database-url", url).stdout
     assert not (tmp_path / "new").exists()  # to look is not to make
-    assert "revision 0003" in db(optserve_command, "upgrade", "--database-url", url).stdout
-    assert db(optserve_command, "current", "--database-url", url).stdout.strip() == "0005"
+    upgraded = db(optserve_command, "upgrade", "--database-url", url).stdout
+    current = db(optserve_command, "current", "--database-url", url).stdout.strip()
+    assert current.isdigit()
+    assert f"revision {current}" in upgraded
 
 
 @pytest.mark.parametrize("action", ["current", "upgrade"])

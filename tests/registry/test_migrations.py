@@ -57,7 +57,8 @@ def test_upgrade_is_done_once_and_current_says_where_it_stands(database_url):
     database.upgrade()
     first = database.current()
     database.upgrade()
-    assert first == database.current() == "0005"
+    newest = max(file.name for file in (CHECKOUT / "alembic" / "versions").glob("*.py"))[:4]
+    assert first == database.current() == newest
     database.close()
 
 

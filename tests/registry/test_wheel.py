@@ -67,5 +67,5 @@ def test_an_installed_wheel_migrates_and_registers_without_the_checkout(wheel, t
     )
     assert completed.returncode == 0, completed.stderr
     revision, *places = completed.stdout.split("\n")[:5]
-    assert revision == "0005"
+    assert revision == max(file.name for file in (CHECKOUT / "alembic" / "versions").glob("*.py"))[:4]
     assert all(Path(place).is_relative_to(installed) for place in places), places
