@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from optserve.api_keys import ApiKeys, AsyncApiKeys
 from optserve.connection import AsyncConnection, Connection, Options
+from optserve.evaluations import AsyncEvaluations, Evaluations
 from optserve.optimizers import AsyncOptimizers, Optimizers
 from optserve.session import AsyncSessions, Sessions
 from optserve.tasks import AsyncTasks, Tasks
@@ -27,6 +28,7 @@ class Client:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys.
     """
 
@@ -50,6 +52,7 @@ class Client:
         self.sessions = Sessions(self._connection)
         self.optimizers = Optimizers(self._connection)
         self.tasks = Tasks(self._connection)
+        self.evaluations = Evaluations(self._connection)
         self.api_keys = ApiKeys(self._connection)
 
     def close(self) -> None:
@@ -82,6 +85,7 @@ class AsyncClient:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys.
     """
 
@@ -99,6 +103,7 @@ class AsyncClient:
         self.sessions = AsyncSessions(self._connection)
         self.optimizers = AsyncOptimizers(self._connection)
         self.tasks = AsyncTasks(self._connection)
+        self.evaluations = AsyncEvaluations(self._connection)
         self.api_keys = AsyncApiKeys(self._connection)
 
     async def close(self) -> None:

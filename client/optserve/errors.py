@@ -4,6 +4,7 @@ OptserveError
 ├── AddressInvalid              the server's URL cannot be one
 ├── ConnectionFailed            no reply after every try
 ├── ReplyInvalid                a reply that is not of this protocol
+├── EvaluationUnsuccessful      an evaluation that was waited for failed, or was cancelled
 └── ProblemError                the server answered with a problem (RFC 9457)
     ├── MalformedBody           400
     ├── Unauthorized            401
@@ -69,6 +70,10 @@ class ConnectionFailed(OptserveError, ConnectionError):
 
 class ReplyInvalid(OptserveError):
     """The reply is not of this protocol: something else answers there, or the server is of another version."""
+
+
+class EvaluationUnsuccessful(OptserveError):
+    """An evaluation that was waited for failed, or was cancelled; the message says why."""
 
 
 class ProblemError(OptserveError):

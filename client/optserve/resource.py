@@ -36,9 +36,13 @@ class Resource:
         headers: Mapping[str, str] | None = None,
         *,
         repeatable: bool = False,
+        delay: float = 0.0,
     ) -> Exchange[Response]:
-        """One call with its retries; the response is a success. A POST is sent again only if it is `repeatable`."""
-        request = Request(method, path, content, headers, repeatable=repeatable or method != "POST")
+        """One call with its retries, after `delay` seconds; the response is a success.
+
+        A POST is sent again only if it is `repeatable`.
+        """
+        request = Request(method, path, content, headers, repeatable=repeatable or method != "POST", delay=delay)
         response = yield from self._retries.send(request)
         return _checked(response)
 

@@ -12,6 +12,7 @@ from optserve_server.api import (
     aliases,
     api_keys,
     documents,
+    evaluations,
     health,
     optimizers,
     problems,
@@ -57,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for resource in (sessions, states, optimizers, aliases, tasks, api_keys):
+    for resource in (sessions, states, optimizers, aliases, tasks, evaluations, api_keys):
         versioned.include_router(resource.router)
     versioned.include_router(states.plain_router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step

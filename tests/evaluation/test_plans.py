@@ -6,7 +6,6 @@ import pytest
 
 from optserve_server.evaluation import plans
 from optserve_server.evaluation.plans import PlanError
-from optserve_server.metatraining.tables import TaskShare
 
 
 def test_one_optimizer_is_enough() -> None:
@@ -53,7 +52,7 @@ def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
 def test_a_task_on_the_command_line_and_its_label(text: str, parameters: dict[str, Any]) -> None:
     task = plans.parse_task(text)
     assert task == {"family": "digits-mlp", "parameters": parameters}
-    assert plans.label(TaskShare(**task)) == text
+    assert plans.label(**task) == text
 
 
 def test_a_parameter_without_a_value_is_named() -> None:

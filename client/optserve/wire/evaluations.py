@@ -6,7 +6,9 @@ Plain dataclasses, as in `bodies`. A loss that is not finite is null, for JSON h
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-_REPLY = {"use_attribute_docstrings": True}
+from optserve.wire.schema import REPLY as _REPLY
+from optserve.wire.schema import REQUEST as _REQUEST
+from optserve.wire.schema import WholeNumber as _WholeNumber
 
 Loss = float | None
 """f(θ); null where it is not finite."""
@@ -98,3 +100,66 @@ class EvaluationResult:
     """The best first."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
+
+
+@dataclass(slots=True)
+class EvaluationRequest:
+    """Ask for an evaluation; what is absent has the server's default."""
+
+    optimizers: list[str]
+    """The learned optimizers: `NAME`, `NAME@7` or `NAME@ALIAS`."""
+    tasks: list[dict[str, Any]] | None = None
+    """As in a recipe: `{"family": …, "parameters": {…}, "weight": 1.0}`."""
+    steps: _WholeNumber | None = None
+    """T, the length of the inner loops."""
+    seeds: _WholeNumber | None = None
+    """How many tasks of each family."""
+    seed: _WholeNumber | None = None
+    """What everything drawn is drawn from."""
+    baselines: list[str] | None = None
+    """Hand-designed optimizers, each of which gets its best learning rate on each task."""
+
+    __pydantic_config__: ClassVar[Any] = _REQUEST
+
+
+@dataclass(slots=True)
+class EvaluationSummary:
+    """One evaluation in a list."""
+
+    id: str
+    status: str
+    """`queued`, `running`, `succeeded`, `failed` or `cancelled`."""
+    optimizers: list[str]
+    """`NAME@N` of each."""
+    baselines: list[str]
+    tasks: list[EvaluatedTask]
+    steps: int
+    seeds: int
+    seed: int
+    cells: int
+    """Pairs of a task and an optimizer or baseline."""
+    done: int
+    """How many of them are finished."""
+    ranking: list[Rank]
+    """The best first; empty until it has succeeded."""
+    error: str | None
+    """Why it failed."""
+    worker: str | None
+    device: str | None
+    attempt: int
+    """How many workers have taken it up."""
+    owner: str
+    """Who asked for it."""
+    created_at: str
+    """RFC 3339, UTC; so are the next two."""
+    started_at: str | None
+    finished_at: str | None
+
+    __pydantic_config__: ClassVar[Any] = _REPLY
+
+
+@dataclass(slots=True)
+class EvaluationInfo(EvaluationSummary):
+    """One evaluation, with the curves of every finished cell."""
+
+    curves: list[Curves]

@@ -14,12 +14,10 @@ from optserve.wire.api_keys import ApiKeyInfo, ApiKeyRequest, NewApiKey
 from optserve.wire.bodies import Page
 from optserve_server.api.authorisation import RequiresAdmin, UsesKeys
 from optserve_server.api.bodies import JsonRoute
-from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, idempotency_keys
-from optserve_server.api.problems import Problem, responses
-from optserve_server.naming import shown
+from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, idempotency_keys, read_number
+from optserve_server.api.problems import responses
 from optserve_server.registry import api_keys
 from optserve_server.registry.database import Database
-from optserve_server.registry.references import NEWEST_NUMBER
 from optserve_server.sessions.idempotency import IdempotencyKeys
 
 router = APIRouter(prefix="/api-keys", tags=["API keys"], route_class=JsonRoute, dependencies=[RequiresAdmin])
@@ -70,7 +68,7 @@ async def create_api_key(
 @router.get("", summary="List the API keys", responses=responses())
 def list_api_keys(database: UsesDatabase, limit: Limit = 100, cursor: Cursor = None) -> Page[ApiKeyInfo]:
     """Every key in the order of their making, revoked ones too."""
-    after = _read_cursor(cursor)
+    after = read_number(cursor) or 0
     with database.session() as db_session:
         found = api_keys.list_keys(db_session, limit=limit + 1, after=after)
     page = found[:limit]
@@ -101,12 +99,3 @@ def _make(database: Database, body: ApiKeyRequest) -> NewApiKey:
     with database.session(write=True) as db_session:
         row, key = api_keys.add_key(db_session, body.name, body.scope, expires_in_days=body.expires_in_days)
     return NewApiKey(**asdict(api_keys.describe(row)), key=key)
-
-
-def _read_cursor(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and int(cursor) <= NEWEST_NUMBER):
-        detail = f"{shown(cursor)} is no cursor of this list; send `next_cursor` as it came."
-        raise Problem(problems.REQUEST_INVALID, detail, errors=[{"parameter": "cursor", "detail": detail}])
-    return int(cursor)

@@ -5,8 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 
+from optserve.wire import problems
+from optserve_server.api.problems import Problem
 from optserve_server.api.versions import VersionCache
+from optserve_server.naming import shown
 from optserve_server.registry.database import Database
+from optserve_server.registry.references import NEWEST_NUMBER
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
@@ -58,3 +62,17 @@ IdempotencyKey = Annotated[
         description="Any string of your own: the same key with the same body creates nothing twice",
     ),
 ]
+
+
+def read_number(cursor: str | None) -> int | None:
+    """The number of the row behind which a page begins, of a list whose cursors are such numbers.
+
+    Raises:
+        Problem: it is no cursor of such a list.
+    """
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and int(cursor) <= NEWEST_NUMBER):
+        detail = f"{shown(cursor)} is no cursor of this list; send `next_cursor` as it came."
+        raise Problem(problems.REQUEST_INVALID, detail, errors=[{"parameter": "cursor", "detail": detail}])
+    return int(cursor)

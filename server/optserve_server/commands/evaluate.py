@@ -1,10 +1,12 @@
 """`optserve evaluate`: optimizers against baselines at their best learning rates."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optserve.cli.common import ApiKey, Url
 from optserve_server.commands.common import require_writable
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate(
     references: Annotated[
         list[str],
-        typer.Argument(help="The optimizers: NAME, NAME@7 or NAME@ALIAS; files with --local.", metavar="REF…"),
+        typer.Argument(help="The optimizers: NAME, NAME@7 or NAME@ALIAS; with --local files.", metavar="REF…"),
     ],
     tasks: Annotated[
         list[str] | None,
@@ -34,38 +36,46 @@ def evaluate(
         typer.Option(help="Hand-designed optimizers, as adam,sgd; '' for none.  [default: sgd,nesterov,rmsprop,adam]"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file, .svg or .png.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="Run here; REF is a .safetensors file.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run here, in this process, with .safetensors files; else on the server.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: every curve, and the ranking.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Compare optimizers on held-out tasks with baselines, each at the best of at least seven learning rates."""
-    from rich.console import Console
-
     from optserve.cli.common import print_json
     from optserve_server.evaluation.plots import plot as draw
-    from optserve_server.evaluation.tables import tables
 
-    if not local:
-        raise typer.BadParameter("add --local: evaluations on a server are not built yet", param_hint="--local")
     _check_plot(plot)
-    files = [Path(reference) for reference in references]
-    plan = _plan(
-        optimizers=[file.stem for file in files],
-        tasks=None if tasks is None else [one for given in tasks for one in _tasks(given)],
-        steps=steps,
-        seeds=seeds,
-        seed=seed,
-        baselines=None if baselines is None else [name for name in baselines.split(",") if name],
-    )
-    result = _run_here(plan, [_entrant(file) for file in files])
+    keys = {
+        "tasks": None if tasks is None else [one for given in tasks for one in _tasks(given)],
+        "steps": steps,
+        "seeds": seeds,
+        "seed": seed,
+        "baselines": None if baselines is None else [name for name in baselines.split(",") if name],
+    }
+    if local:
+        result = _run_here([Path(reference) for reference in references], keys)
+    else:
+        result = _run_on_server(references, keys, url, api_key)
     if as_json:
         print_json(result)
     else:
-        console = Console()
-        for table in tables(result):
-            console.print(table, "")
+        _print_tables(result)
     if plot is not None:
         draw(result, plot)
         typer.echo(f"the curves are drawn in {plot}", err=True)
+
+
+def _print_tables(result: "EvaluationResult") -> None:
+    from rich.console import Console
+
+    from optserve_server.evaluation.tables import tables
+
+    console = Console()
+    for table in tables(result):
+        console.print(table, "")
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -78,7 +88,7 @@ def _check_plot(plot: Path | None) -> None:
     require_writable(plot, "--plot")
 
 
-def _plan(**keys: Any) -> "Plan":
+def _plan(keys: Mapping[str, Any]) -> "Plan":
     from optserve_server.evaluation import plans
 
     try:
@@ -113,7 +123,7 @@ def _entrant(file: Path) -> "Entrant":
         raise typer.BadParameter(str(error), param_hint=str(file)) from error
 
 
-def _run_here(plan: "Plan", entrants: "list[Entrant]") -> "EvaluationResult":
+def _run_here(files: list[Path], keys: Mapping[str, Any]) -> "EvaluationResult":
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -121,6 +131,8 @@ def _run_here(plan: "Plan", entrants: "list[Entrant]") -> "EvaluationResult":
     from optserve_server.evaluation.evaluate import evaluate as carry_out
     from optserve_server.evaluation.evaluate import to_end
 
+    plan = _plan({**keys, "optimizers": [file.stem for file in files]})
+    entrants = [_entrant(file) for file in files]
     torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -132,3 +144,16 @@ def _run_here(plan: "Plan", entrants: "list[Entrant]") -> "EvaluationResult":
             bar.update(shown, completed=progress.done, total=progress.cells, description=description)
 
         return to_end(running, tell)
+
+
+def _run_on_server(
+    references: list[str], keys: Mapping[str, Any], url: str | None, api_key: str | None
+) -> "EvaluationResult":
+    from optserve.cli.common import connect
+    from optserve.wire.evaluations import EvaluationResult
+
+    with connect(url, api_key) as client:
+        evaluation = client.evaluations.launch(references, **keys)
+        typer.echo(f"evaluation {evaluation.id}: it goes on if this command is stopped", err=True)
+        found = evaluation.wait(progress=True)
+    return EvaluationResult(found.steps, found.seeds, found.tasks, found.curves, found.ranking)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from optserve.wire.evaluations import Curves, EvaluatedTask, EvaluationResult
+from optserve.wire.evaluations import Curves, EvaluationResult
 from optserve_server.evaluation import baselines, inner_loops, plans
 from optserve_server.evaluation.plans import Plan, PlanError
 from optserve_server.evaluation.summaries import Losses, divergence, quantile, rank, to_json
@@ -60,15 +60,17 @@ def evaluate(
     """
     known = {(curves.task, curves.optimizer): curves for curves in finished}
     competitors = {entrant.name: entrant for entrant in entrants} | dict.fromkeys(plan.baselines)
-    for number, task in enumerate(plan.tasks):
+    tasks = plans.described(plan.model_dump(mode="json")["tasks"])
+    for number, task in enumerate(tasks):
         for name, entrant in competitors.items():
             if (number, name) in known:
                 continue
-            begun = Progress(len(known), plan.cells, plans.label(task), name, step=0)
+            begun = Progress(len(known), plan.cells, task.label, name, step=0)
             yield begun
             known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant), begun)
-            yield Progress(len(known), plan.cells, plans.label(task), name, plan.steps, curves)
-    return result(plan, sorted(known.values(), key=lambda curves: curves.task))
+            yield Progress(len(known), plan.cells, task.label, name, plan.steps, curves)
+    curves_by_task = sorted(known.values(), key=lambda curves: curves.task)
+    return EvaluationResult(plan.steps, plan.seeds, tasks, curves_by_task, rank(tasks, curves_by_task))
 
 
 def to_end(
@@ -81,12 +83,6 @@ def to_end(
         except StopIteration as end:
             found: EvaluationResult = end.value
             return found
-
-
-def result(plan: Plan, curves: Sequence[Curves]) -> EvaluationResult:
-    """What all cells of a plan amount to."""
-    tasks = [EvaluatedTask(plans.label(one), one.family, one.parameters, one.weight) for one in plan.tasks]
-    return EvaluationResult(plan.steps, plan.seeds, tasks, list(curves), rank(tasks, curves))
 
 
 def _told(cell: Generator[int, None, Curves], begun: Progress) -> Generator[Progress, None, Curves]:

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from optserve.wire.evaluations import EvaluatedTask
 from optserve_server import descriptions
 from optserve_server.descriptions import DescriptionError, Table
 from optserve_server.metatraining.tables import TaskShare
@@ -85,12 +86,19 @@ def parse_task(text: str) -> dict[str, Any]:
     return {"family": family, "parameters": parameters}
 
 
-def label(task: TaskShare) -> str:
+def described(tasks: Iterable[Mapping[str, Any]]) -> list[EvaluatedTask]:
+    """A plan's tasks, as JSON has them, for whoever reads the result; their families need not exist any more."""
+    return [
+        EvaluatedTask(label(one["family"], one["parameters"]), one["family"], one["parameters"], one["weight"])
+        for one in tasks
+    ]
+
+
+def label(family: str, parameters: Mapping[str, Any]) -> str:
     """A task as `parse_task` reads it; parameters that have their default are left out."""
-    if not task.parameters:
-        return task.family
-    parameters = ",".join(f"{name}={_text(value)}" for name, value in task.parameters.items())
-    return f"{task.family}:{parameters}"
+    if not parameters:
+        return family
+    return f"{family}:{','.join(f'{name}={_text(value)}' for name, value in parameters.items())}"
 
 
 def _value(text: str) -> Any:
