@@ -7,28 +7,67 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from optserve_server.naming import nearest
+from optserve_server.tasks import installed
 from optserve_server.tasks.base import TaskFamily
+from optserve_server.tasks.classic_2d import Classic2D
+from optserve_server.tasks.clusters_mlp import ClustersMLP
+from optserve_server.tasks.digits_autoencoder import DigitsAutoencoder
+from optserve_server.tasks.digits_conv import DigitsConv
 from optserve_server.tasks.digits_mlp import DigitsMLP
+from optserve_server.tasks.installed import Families
+from optserve_server.tasks.logistic_regression import LogisticRegression
+from optserve_server.tasks.markov_rnn import MarkovRNN
+from optserve_server.tasks.matrix_factorisation import MatrixFactorisation
+from optserve_server.tasks.noisy_quadratic import NoisyQuadratic
 from optserve_server.tasks.quadratic import Quadratic
+from optserve_server.tasks.tabular_mlp import TabularMLP
+from optserve_server.tasks.teacher_mlp import TeacherMLP
 
-__all__ = ["FAMILIES", "TaskFamily", "build", "parameters_schema"]
+__all__ = ["Families", "TaskFamily", "build", "families", "parameters_schema"]
 
-FAMILIES: dict[str, type[Any]] = {family.name: family for family in (Quadratic, DigitsMLP)}
+_BUILT_IN: dict[str, type[Any]] = {
+    family.name: family
+    for family in (
+        Quadratic,
+        NoisyQuadratic,
+        Classic2D,
+        LogisticRegression,
+        MatrixFactorisation,
+        DigitsMLP,
+        TabularMLP,
+        ClustersMLP,
+        TeacherMLP,
+        DigitsConv,
+        DigitsAutoencoder,
+        MarkovRNN,
+    )
+}
+
+
+@cache
+def families() -> Families:
+    """The built-in families and those of installed packages, which are imported on the first call."""
+    return installed.load(_BUILT_IN)
 
 
 def build(name: str, parameters: Mapping[str, Any]) -> TaskFamily:
     """The family `name` with its parameters; absent ones have their defaults.
 
     Raises:
-        ValueError: an unknown family or parameter (the message names the nearest), or a value out of its range.
+        ValueError: an unknown family or parameter (the message names the nearest), a value out of its range, or a
+            family of an installed package that cannot be used (the message names the package).
     """
-    if name not in FAMILIES:
-        raise ValueError(f"there is no task family {name!r}{nearest(name, FAMILIES)}; there are {', '.join(FAMILIES)}")
-    known = parameters_schema(name)["properties"]
+    known = families()
+    if name in known.unusable:
+        raise ValueError(known.unusable[name])
+    if name not in known.usable:
+        names = known.usable
+        raise ValueError(f"there is no task family {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+    described = parameters_schema(name)["properties"]
     for parameter in parameters:
-        if parameter not in known:
-            near = nearest(parameter, known)
-            raise ValueError(f"family {name!r} has no parameter {parameter!r}{near}; it has {', '.join(known)}")
+        if parameter not in described:
+            near = nearest(parameter, described)
+            raise ValueError(f"family {name!r} has no parameter {parameter!r}{near}; it has {', '.join(described)}")
     try:
         family: TaskFamily = _adapter(name).validate_python(dict(parameters))
     except ValidationError as error:
@@ -45,4 +84,4 @@ def parameters_schema(name: str) -> dict[str, Any]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(FAMILIES[name])
+    return TypeAdapter(families().usable[name])

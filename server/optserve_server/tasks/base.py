@@ -4,7 +4,15 @@ A family is a frozen dataclass of its parameters. A *task* is one f drawn from i
 written for one task and one flat θ; `vectorized` turns it into the losses of many tasks at once.
 
 Every family has two disjoint halves: `train`, which meta-training sees, and `held-out`, which only validation,
-evaluation and the demo see. Tasks of generated data are all different, so there the halves are the same distribution.
+evaluation and the demo see. What tells them apart can be seen in the task itself:
+
+- Families on a data set share out its rows; equal rows lie in the same half.
+- Families that generate their tasks draw both halves from one distribution. No two of their tasks are ever the same,
+  but that is only probable; `in_half` makes it certain. It looks at one number of a task, which f depends on: the
+  held-out half has the numbers that bfloat16 can hold, one in 65,536 of float32, and the training half all others.
+
+Everything is drawn on `generator.device`. `batch` and `loss` run at every step, so they never wait for the device: no
+`.item()`, no shape that depends on data. `loss` is differentiated twice, through `vmap`, in float32 and in float64.
 """
 
 import math
@@ -33,7 +41,7 @@ class TaskFamily(Protocol):
         ...
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
-        """Draw `tasks` tasks: tensors `[tasks, …]`, float32 or int64."""
+        """Draw `tasks` tasks of one half: tensors `[tasks, …]`, float32 or int64."""
         ...
 
     def initial(self, generator: torch.Generator, tasks: int) -> Theta:
@@ -41,7 +49,7 @@ class TaskFamily(Protocol):
         ...
 
     def batch(self, generator: torch.Generator, task_data: TaskData, tasks: int) -> Batch:
-        """Draw what one step sees of the data: tensors `[tasks, …]`; empty where f is deterministic."""
+        """Draw what one step sees: tensors `[tasks, …]`, as precise as the task's; empty where f is deterministic."""
         ...
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
@@ -77,6 +85,19 @@ def unflatten(theta: Theta, shapes: dict[str, tuple[int, ...]]) -> dict[str, Ten
 def coordinates(family: TaskFamily) -> int:
     """n: how many numbers θ has."""
     return sum(math.prod(shape) for shape in family.shapes.values())
+
+
+def in_half(numbers: Tensor, split: Split) -> Tensor:
+    """Put generated tasks into their half by the first number of each of `numbers`, float32 `[tasks, …]`.
+
+    Held out, that number is rounded to bfloat16, which moves it by at most 1/256 of itself. In the training half one
+    task in 65,536 has such a number by chance; it moves to the next float32. Nothing else changes.
+    """
+    first = numbers.flatten(1)[:, :1]
+    rounded = first.bfloat16().float()
+    if split == "train":
+        rounded = torch.where(first == rounded, torch.nextafter(first, torch.full_like(first, math.inf)), first)
+    return torch.cat([rounded, numbers.flatten(1)[:, 1:]], dim=1).view_as(numbers)
 
 
 def vectorized(family: TaskFamily) -> Callable[[Theta, TaskData, Batch], Tensor]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from optserve_server.tasks.base import Split
 
+SIDE, CLASSES = 8, 10
+PIXELS = SIDE * SIDE
 TRAIN_IMAGES = 1000  # the other 797 are held out
 _PERMUTATION_SEED = 0
 

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta, in_half
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Quadratic:
         return {"theta": (self.dimension,)}
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
-        """W `[tasks, d, d]` and y `[tasks, d]`."""
+        """W `[tasks, d, d]` and y `[tasks, d]`, whose first entry tells the half."""
         d = self.dimension
         return {
-            "W": torch.randn(tasks, d, d, generator=generator),
-            "y": torch.randn(tasks, d, generator=generator),
+            "W": torch.randn(tasks, d, d, generator=generator, device=generator.device),
+            "y": in_half(torch.randn(tasks, d, generator=generator, device=generator.device), split),
         }
 
     def initial(self, generator: torch.Generator, tasks: int) -> Theta:
         """θ_0 `[tasks, d]`."""
-        return torch.randn(tasks, self.dimension, generator=generator)
+        return torch.randn(tasks, self.dimension, generator=generator, device=generator.device)
 
     def batch(self, generator: torch.Generator, task_data: TaskData, tasks: int) -> Batch:
         """Nothing: f is deterministic."""

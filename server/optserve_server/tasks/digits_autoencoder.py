@@ -1,0 +1,63 @@
+"""Small autoencoders of real digits, which squeeze an image through a narrow layer."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Len
+from torch import Tensor
+
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta, unflatten
+from optserve_server.tasks.datasets import draw_rows, shared
+from optserve_server.tasks.digits import PIXELS, digits
+from optserve_server.tasks.networks import (
+    Activation,
+    BatchSize,
+    InitialScale,
+    Size,
+    initial_uniform,
+    perceptron,
+    perceptron_shapes,
+)
+
+
+@dataclass(frozen=True)
+class DigitsAutoencoder:
+    """Mean squared error, per pixel, of digits behind an autoencoder; the decoder mirrors the encoder.
+
+    The encoder has the sizes 64 – hidden … ; the last of `hidden_sizes` is the code's. Outputs are linear.
+    """
+
+    name: ClassVar[str] = "digits-autoencoder"
+    description: ClassVar[str] = (
+        "mean squared error of a small autoencoder on minibatches of scikit-learn's 8 × 8 digits; "
+        "1,000 images to meta-train on, 797 held out"
+    )
+
+    hidden_sizes: Annotated[tuple[Size, ...], Len(1, 4)] = (32, 8)
+    activation: Activation = "tanh"
+    batch_size: BatchSize = 64
+    initial_scale: InitialScale = 1.0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weights and biases of each layer, the encoder's first."""
+        return perceptron_shapes([PIXELS, *self.hidden_sizes, *self.hidden_sizes[-2::-1], PIXELS])
+
+    def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
+        """The images of the half, shared by all tasks: tasks differ in θ_0 and in the order of their minibatches."""
+        images, _ = digits(split)
+        return {"images": shared(images, generator, tasks)}
+
+    def initial(self, generator: torch.Generator, tasks: int) -> Theta:
+        """As `torch.nn.Linear`, times `initial_scale`."""
+        return initial_uniform(self.shapes, generator, tasks, self.initial_scale)
+
+    def batch(self, generator: torch.Generator, task_data: TaskData, tasks: int) -> Batch:
+        """`batch_size` images for each task."""
+        return draw_rows(generator, task_data, tasks, self.batch_size)
+
+    def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
+        """Mean squared error of the pixels on the minibatch."""
+        outputs = perceptron(unflatten(theta, self.shapes), batch["images"], self.activation)
+        return (outputs - batch["images"]).square().mean()
