@@ -47,7 +47,7 @@ class Bowl:
 
 @pytest.fixture(autouse=True)
 def bowl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.FAMILIES, Bowl.name, Bowl)
+    monkeypatch.setitem(tasks.families().usable, Bowl.name, Bowl)
     tasks._adapter.cache_clear()
 
 

@@ -93,11 +93,11 @@ def in_half(numbers: Tensor, split: Split) -> Tensor:
     Held out, that number is rounded to bfloat16, which moves it by at most 1/256 of itself. In the training half one
     task in 65,536 has such a number by chance; it moves to the next float32. Nothing else changes.
     """
-    first = numbers.flatten(1)[:, :1]
+    first, others = numbers.reshape(len(numbers), -1).tensor_split([1], dim=1)
     rounded = first.bfloat16().float()
     if split == "train":
         rounded = torch.where(first == rounded, torch.nextafter(first, torch.full_like(first, math.inf)), first)
-    return torch.cat([rounded, numbers.flatten(1)[:, 1:]], dim=1).view_as(numbers)
+    return torch.cat([rounded, others], dim=1).view_as(numbers)
 
 
 def vectorized(family: TaskFamily) -> Callable[[Theta, TaskData, Batch], Tensor]:
