@@ -128,6 +128,7 @@ def test_both_derivatives_agree_with_central_differences(row: Row) -> None:
     family, data, theta, _ = draw(row)
     data, point = double(data), theta.double()
     batch = family.batch(torch.Generator().manual_seed(2), data, TASKS)
+    assert all(value.dtype == torch.float64 for value in batch.values() if value.is_floating_point())
     losses = vectorized(family)
     assert losses(point, data, batch).dtype == torch.float64
 

@@ -136,6 +136,7 @@ def test_a_name_of_ours_that_a_package_claims_is_not_guessed(install: Install) -
         ValueError, match="several task families 'quadratic', of the packages package-three and optserve"
     ):
         tasks.build("quadratic", {})
+    assert "quadratic" not in tasks.families().usable
     assert tasks.build("digits-mlp", {})
 
 

@@ -132,7 +132,7 @@ def test_a_classic_is_turned_about_its_minimum_and_moved(function: Any) -> None:
     expected = FUNCTIONS[function].value(torch.from_numpy(away + np.array(FUNCTIONS[function].minimum)))
     torch.testing.assert_close(family.loss(theta[0].double(), one, {}), expected)
     many = family.initial(torch.Generator().manual_seed(0), 1000)
-    assert many.abs().max().item() == pytest.approx(FUNCTIONS[function].reach, rel=0.01)
+    assert many.abs().max().item() == pytest.approx(4 if function in {"ackley", "rastrigin"} else 2, rel=0.01)
 
 
 def test_ackley_has_derivatives_at_its_minimum() -> None:

@@ -65,7 +65,7 @@ class ClustersMLP:
         centres, device = task_data["centres"], generator.device
         labels = torch.randint(self.classes, (tasks, self.batch_size), generator=generator, device=device)
         noise = torch.randn(tasks, self.batch_size, self.features, generator=generator, device=device)
-        points = centres[torch.arange(tasks, device=device)[:, None], labels] + self.spread * noise.to(centres.dtype)
+        points = centres[torch.arange(tasks, device=device)[:, None], labels] + self.spread * noise
         return {"points": points, "labels": with_label_noise(labels, self.classes, self.label_noise, generator)}
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
