@@ -161,6 +161,7 @@ def _print_version(info: "VersionInfo") -> None:
         "sha256": info.sha256,
         "created": info.created_at,
         "parent": info.parent,
+        "run": info.run,
         "architecture": _pairs(info.architecture),
         "metrics": _pairs(info.metrics),
         "environment": _pairs(info.environment),
