@@ -3,6 +3,8 @@
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from optserve.wire.evaluations import TriedLearningRate
 from optserve_server.evaluation import inner_loops
 from optserve_server.evaluation.plans import Plan
@@ -27,7 +29,7 @@ class Tuned:
     tried: list[TriedLearningRate]
 
 
-def tune(task: TaskShare, kind: str, plan: Plan) -> Generator[int, None, Tuned]:
+def tune(task: TaskShare, kind: str, plan: Plan, device: torch.device = inner_loops.CPU) -> Generator[int, None, Tuned]:
     """Try a grid round PyTorch's default, which grows as long as it has to; yields steps made.
 
     It grows while the best rate is at its edge, and upwards while the highest rate still lowers the loss: beyond a
@@ -41,7 +43,7 @@ def tune(task: TaskShare, kind: str, plan: Plan) -> Generator[int, None, Tuned]:
     exponents = list(range(-_REACH, _REACH + 1))
     while exponents:
         rates = [_rate(default, exponent) for exponent in exponents]
-        found = yield from inner_loops.run(task, optimizer, {}, plan, rates)
+        found = yield from inner_loops.run(task, optimizer, {}, plan, rates, device)
         losses.update(zip(exponents, found, strict=True))
         best = min(sorted(losses), key=lambda exponent: _median(losses[exponent][:, -1]))
         exponents = _beyond(losses, best)
