@@ -112,7 +112,7 @@ def test_a_best_rate_beyond_a_plateau_is_found(monkeypatch: pytest.MonkeyPatch) 
         return 1.5 if 2 < rate < 9 else 2.9 if rate > 9 else 2.3 + abs(math.log10(rate / 0.0464)) / 100
 
     def run(
-        task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float]
+        task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float], device: torch.device
     ) -> Generator[int, None, Losses]:
         yield plan.steps
         return np.array([[[2.5, final(rate)]] for rate in rates])
