@@ -35,6 +35,11 @@ class Group:
     scales: Tensor | None = None
 
     @property
+    def in_one_row(self) -> bool:
+        """Whether the optimizer gets all tasks' coordinates as one row."""
+        return self.state.coordinates.dim() == 2
+
+    @property
     def tasks(self) -> int:
         """How many tasks step together."""
         return self.theta.shape[0]
@@ -48,6 +53,11 @@ class Group:
         scaled = theta if self.scales is None else self.scales * theta
         losses: Tensor = vectorized(self.family)(scaled, self.task_data, batch)
         return losses
+
+    def advance(self, optimizer: Optimizer, phi: Phi, observations: Observations) -> None:
+        """θ_{t+1} and h_{t+1} from what step t observes."""
+        updates, self.state = optimizer.step(phi, observations, self.state)
+        self.move(updates)
 
     def move(self, updates: Updates) -> None:
         """θ_{t+1} = θ_t + g_t."""
@@ -65,17 +75,15 @@ class Group:
             "share": self.share,
             "task_data": self.task_data,
             "theta": self.theta,
-            "coordinates": self.state.coordinates,
-            "arrays": self.state.arrays,
+            "state": self.state._asdict(),
             "scales": self.scales,
         }
 
     @classmethod
     def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
         """The group, over the recipe's tasks, whose `to_state` this is."""
-        hidden_state = HiddenState(state["coordinates"], state["arrays"])
         family = shares[state["share"]].build()
-        return cls(state["share"], family, state["task_data"], state["theta"], hidden_state, state["scales"])
+        return cls(**{**state, "family": family, "state": HiddenState(**state["state"])})
 
 
 def draw_groups(
@@ -119,9 +127,8 @@ def unroll(
             theta, loss, gradients = guard.admit(theta, loss, gradients)
         if not second_order:
             theta, loss = theta.detach(), loss.detach()
-        observations = _observations(optimizer, group, theta, loss, gradients, clocks[index : index + 1], horizon)
-        updates, group.state = optimizer.step(phi, observations, group.state)
-        group.move(updates)
+        observations = _observations(group, theta, loss, gradients, clocks[index : index + 1], horizon)
+        group.advance(optimizer, phi, observations)
     losses.append(group.losses(group.theta, group.draw_batch(generator)))
     if guard is None:
         return torch.stack(losses[1:])
@@ -136,9 +143,9 @@ def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> Hi
 
 
 def _observations(
-    optimizer: Optimizer, group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
+    group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
 ) -> Observations:
-    if optimizer.coordinatewise:
+    if group.in_one_row:
         return Observations(gradients.flatten(), clock, theta.flatten())
     horizons = torch.full_like(loss, float(horizon))
     return Observations(gradients, clock, theta, loss, horizons, tuple(group.family.shapes.values()))
