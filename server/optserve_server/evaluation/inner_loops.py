@@ -15,8 +15,6 @@ from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi, Updates, initial_state
 from optserve_server.tasks.base import Batch, Theta, coordinates, vectorized
 
-CPU = torch.device("cpu")
-
 WINDOW = 50
 """Inner steps between two yields."""
 
@@ -55,12 +53,7 @@ class RepeatedGroup(Group):
 
 
 def run(
-    task: TaskShare,
-    optimizer: Optimizer,
-    phi: Phi,
-    plan: Plan,
-    rates: Sequence[float] = (1.0,),
-    device: torch.device = CPU,
+    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float] = (1.0,)
 ) -> Generator[int, None, Losses]:
     """Train the plan's seeds with updates multiplied by each of `rates`; yields the steps made so far.
 
@@ -70,7 +63,7 @@ def run(
     together = max(1, _LARGEST_THETA // (plan.seeds * coordinates(task.build())))
     parts = []
     for first in range(0, len(rates), together):
-        part = yield from _run_together(task, optimizer, phi, plan, rates[first : first + together], device)
+        part = yield from _run_together(task, optimizer, phi, plan, rates[first : first + together])
         parts.append(part)
     return np.concatenate(parts)
 
@@ -81,9 +74,9 @@ def points(steps: int) -> NDArray[np.int64]:
 
 
 def _run_together(
-    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float], device: torch.device
+    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float]
 ) -> Generator[int, None, Losses]:
-    generator = torch.Generator(device).manual_seed(_SEED + plan.seed)
+    generator = torch.Generator().manual_seed(_SEED + plan.seed)
     group = _draw(task, optimizer, plan.seeds, rates, generator)
     losses = [_mean_losses(group, generator).unsqueeze(0)]
     for first_step in range(0, plan.steps, WINDOW):
@@ -91,8 +84,8 @@ def _run_together(
         losses.append(_window(group, optimizer, phi, first_step, steps, plan.steps, generator))
         yield first_step + steps
     losses[-1][-1] = _mean_losses(group, generator)
-    chosen = torch.cat(losses)[torch.from_numpy(points(plan.steps)).to(device)]
-    return chosen.T.reshape(len(rates), plan.seeds, -1).double().cpu().numpy()
+    chosen = torch.cat(losses)[points(plan.steps)]
+    return chosen.T.reshape(len(rates), plan.seeds, -1).double().numpy()
 
 
 def _draw(
@@ -102,7 +95,7 @@ def _draw(
     theta, state = group.theta.repeat(len(rates), 1), group.state
     if len(rates) > 1:
         state = initial_state(optimizer, ((theta.numel(),),), like=theta)
-    repeated = torch.tensor(rates, device=theta.device).repeat_interleave(seeds).unsqueeze(1)
+    repeated = torch.tensor(rates).repeat_interleave(seeds).unsqueeze(1)
     return RepeatedGroup(group.share, group.family, group.task_data, theta, state, seeds=seeds, rates=repeated)
 
 
