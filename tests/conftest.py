@@ -13,6 +13,9 @@ import httpx
 import pytest
 import torch
 
+from optserve_server.registry.database import Database
+from optserve_server.registry.models import Evaluation, now
+
 torch.set_num_threads(1)
 
 OPTSERVE = str(Path(sys.executable).with_name("optserve"))
@@ -75,6 +78,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def optserve_command() -> str:
     """The installed command line."""
     return OPTSERVE
+
+
+@pytest.fixture(scope="session")
+def add_evaluation() -> Callable[[Database, dict[str, float]], str]:
+    """Puts an evaluation into a database that has succeeded with these scores, by NAME@N; gives its id."""
+
+    def add(database: Database, scores: dict[str, float]) -> str:
+        evaluation = Evaluation(
+            plan={},
+            cells=0,
+            done=0,
+            ranking=[{"optimizer": reference, "score": score} for reference, score in scores.items()],
+            status="succeeded",
+            owner="ada",
+            fingerprint="0" * 64,
+            created_at=now(),
+            finished_at=now(),
+        )
+        with database.session(write=True) as db_session:
+            db_session.add(evaluation)
+        return evaluation.id
+
+    return add
 
 
 @pytest.fixture

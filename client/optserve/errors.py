@@ -210,7 +210,7 @@ class AliasReserved(ProblemError):
 
 
 class PromotionUnproven(ProblemError):
-    """Nothing proves that the version beats the present champion: promote it with `force=True`, if it shall be."""
+    """Nothing proves that the version beats the present champion: name an `evaluation`, or say `force=True`."""
 
     problem = problems.PROMOTION_UNPROVEN
 

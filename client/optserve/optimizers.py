@@ -82,19 +82,23 @@ class SharedOptimizers(Resource):
         return (yield from self._create(VersionInfo, f"/optimizers/{segment(name)}/versions", weights, SAFETENSORS))
 
     @exchange
-    def promote(self, name: str, version: int, *, force: bool = False) -> Exchange[AliasInfo]:
+    def promote(
+        self, name: str, version: int, *, evaluation: str | None = None, force: bool = False
+    ) -> Exchange[AliasInfo]:
         """Make a version the champion: what the bare name means from now on. Sessions keep the version they have.
 
         Args:
             name: the optimizer.
             version: its version.
-            force: put it in the place of another champion although nothing proves that it is better.
+            evaluation: where another version is the champion: the id of an evaluation in which this one beat that one.
+            force: or put it there although nothing proves that it is better.
 
         Raises:
             VersionNotFound: the optimizer has no such version.
             PromotionUnproven: another version is the champion; the message says what to add.
+            EvaluationNotFound: there is no evaluation of that id.
         """
-        return (yield from self._set_alias(name, CHAMPION, AliasRequest(version, force)))
+        return (yield from self._set_alias(name, CHAMPION, AliasRequest(version, evaluation, force)))
 
     @exchange
     def set_alias(self, name: str, alias: str, version: int) -> Exchange[AliasInfo]:

@@ -1,8 +1,10 @@
 """Who may call what, route by route, on a server that has keys."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -10,6 +12,8 @@ from sqlalchemy import text
 
 import optserve
 from optserve import errors
+from optserve_server.api.authorisation import Authorisation
+from optserve_server.api.key_ring import KeyRing
 from optserve_server.registry import api_keys
 from optserve_server.registry.database import Database
 from optserve_server.settings import Settings
@@ -247,6 +251,24 @@ def rename(served):
             db_session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
 
     return rename
+
+
+def test_a_mounted_application_is_as_closed():
+    """The routing takes the mount's prefix away, so the keys must be asked for below it."""
+    keys = KeyRing(None, may_be_open=False)
+    application = SimpleNamespace(state=SimpleNamespace(keys=keys))
+    sent = []
+
+    async def behind(scope, receive, send):
+        sent.append({"status": "let in"})
+
+    async def send(message):
+        sent.append(message)
+
+    for root, path in (("", "/v1/tasks"), ("/optserve", "/optserve/v1/tasks"), ("/optserve", "/optserve/healthz")):
+        scope = {"type": "http", "root_path": root, "path": path, "headers": [], "app": application}
+        asyncio.run(Authorisation(behind)(scope, None, send))
+    assert [message["status"] for message in sent if "status" in message] == [401, 401, "let in"]
 
 
 def test_an_open_server_does_not_care_for_keys_of_others(server):

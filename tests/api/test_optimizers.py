@@ -11,15 +11,20 @@ import torch
 
 from optserve.wire import tensors
 from optserve_server.optimizers import HAND_DESIGNED, build, weights
+from optserve_server.registry.database import Database
 from optserve_server.settings import Settings
 
 SAFETENSORS = {"Content-Type": "application/x-safetensors"}
 
 
 @pytest.fixture(scope="module")
-def http(serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     data_dir: Path = tmp_path_factory.mktemp("optimizers")
-    settings = Settings(data_dir=data_dir, default_optimizer="adam@1", max_body_bytes=1 << 20)
+    return Settings(data_dir=data_dir, default_optimizer="adam@1", max_body_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def http(serving, settings: Settings) -> Iterator[httpx.Client]:
     with serving(settings) as url, httpx.Client(base_url=f"{url}/v1") as client:
         yield client
 
@@ -241,6 +246,7 @@ def test_an_alias_is_set_moved_and_removed(http, mine):
         ("stable", {"version": 2**70}, 404, "version-not-found"),
         ("stable", {"version": "one"}, 422, "request-invalid"),
         ("stable", {"version": 1, "force": True}, 422, "request-invalid"),
+        ("champion", {"version": 1, "force": True, "evaluation": "x"}, 422, "request-invalid"),
         ("champion", {"version": 1, "force": 1}, 422, "request-invalid"),
         ("stable", {}, 422, "request-invalid"),
         ("stable", [], 422, "request-invalid"),
@@ -258,13 +264,31 @@ def test_a_champion_is_replaced_by_force_and_its_history_says_so(http, mine):
     assert http.put(address, json={"version": 1}).status_code == 200  # the first champion has nobody to beat
     refused = http.put(address, json={"version": 3})
     assert _problem(refused)[:2] == (409, "promotion-unproven")
-    assert refused.json()["champion"] == 1
+    assert refused.json()["champion"] == f"{mine}@1"
+    unknown = http.put(address, json={"version": 3, "evaluation": "nothing"})
+    assert _problem(unknown)[:2] == (404, "evaluation-not-found")
     assert http.put(address, json={"version": 3, "force": True}).json() == {"alias": "champion", "version": 3}
     history = http.get(f"/optimizers/{mine}").json()["alias_history"]
-    assert [(move["version"], move["forced"]) for move in history if move["alias"] == "champion"] == [
-        (3, True),
-        (1, False),
+    champions = [move for move in history if move["alias"] == "champion"]
+    assert [(move["version"], move["forced"], move["evaluation"]) for move in champions] == [
+        (3, True, None),
+        (1, False, None),
     ]
+
+
+def test_a_champion_is_replaced_by_whoever_beat_it_and_its_history_names_the_evaluation(
+    http, settings, mine, add_evaluation
+):
+    address = f"/optimizers/{mine}/aliases/champion"
+    http.put(address, json={"version": 1})
+    database = Database(settings.database)
+    won = add_evaluation(database, {f"{mine}@3": 0.8, f"{mine}@1": 0.9})
+    database.close()
+    refused = http.put(address, json={"version": 2, "evaluation": won})
+    assert _problem(refused)[:2] == (409, "promotion-unproven")
+    assert http.put(address, json={"version": 3, "evaluation": won}).json() == {"alias": "champion", "version": 3}
+    move = http.get(f"/optimizers/{mine}").json()["alias_history"][0]
+    assert (move["version"], move["forced"], move["evaluation"]) == (3, False, won)
 
 
 def test_a_removal_of_the_servers_own_alias_is_refused(http, mine):

@@ -127,6 +127,7 @@ def test_a_champion_gives_way_to_force(run, client, tmp_path):
     assert "--force" in refused
     with pytest.raises(optserve.errors.PromotionUnproven):
         client.optimizers.promote("third", 2)
+    assert "no evaluation 'nothing'" in failed(run("optimizers", "promote", "third@2", "--evaluation", "nothing"))
     assert "third@2 is now the champion" in ok(run("optimizers", "promote", "third@2", "--force"))
     client.optimizers.promote("third", 1, force=True)
     assert [move.forced for move in client.optimizers.get("third").alias_history if move.alias == "champion"] == [

@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
+import math
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.evaluation.conftest import carried_out, entrant, plan
 
-from optserve_server.evaluation.evaluate import Entrant, Progress
-from optserve_server.evaluation.plans import PlanError
-from optserve_server.optimizers import build, weights
+from optserve_server.evaluation import baselines
+from optserve_server.evaluation.evaluate import Entrant, Progress, to_end
+from optserve_server.evaluation.plans import Plan, PlanError
+from optserve_server.evaluation.summaries import Losses
+from optserve_server.metatraining.tables import TaskShare
+from optserve_server.optimizers import Optimizer, Phi, build, weights
 
 
 def bowl(**parameters: float) -> dict[str, Any]:
@@ -97,3 +103,21 @@ def test_what_is_no_learned_optimizer_is_named() -> None:
     with pytest.raises(PlanError, match="x is designed by hand; name it in `baselines`"):
         Entrant.read("x", weights.encode(build({"kind": "adam"}), {}))
     assert torch.equal(entrant().phi["output.bias"], torch.zeros(1))
+
+
+def test_a_best_rate_beyond_a_plateau_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gradient descent on a deep sigmoid perceptron: a shallow best at 0.0464, a deep one at 4.64."""
+
+    def final(rate: float) -> float:
+        return 1.5 if 2 < rate < 9 else 2.9 if rate > 9 else 2.3 + abs(math.log10(rate / 0.0464)) / 100
+
+    def run(
+        task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float], device: torch.device
+    ) -> Generator[int, None, Losses]:
+        yield plan.steps
+        return np.array([[[2.5, final(rate)]] for rate in rates])
+
+    monkeypatch.setattr(baselines.inner_loops, "run", run)
+    tuned = to_end(baselines.tune(plan("bowl").tasks[0], "sgd", plan("bowl")))  # type: ignore[arg-type, type-var]
+    assert tuned.learning_rate in (2.15, 4.64)
+    assert [tried.learning_rate for tried in tuned.tried][-1] > 9

@@ -30,7 +30,7 @@ def test_divergence_by_hand() -> None:
 
 
 def curves(task: int, optimizer: str, final: Loss, *, baseline: bool = False, divergence: float = 0.0) -> Curves:
-    return Curves(task, optimizer, baseline, None, [], [0], [], [final], [], [], divergence)
+    return Curves(task, optimizer, baseline, None, [], [0, 9], [], [2.0, final], [], [], divergence)
 
 
 def tasks(*weights: float) -> list[EvaluatedTask]:
@@ -56,9 +56,10 @@ def test_the_score_is_the_weighted_geometric_mean_of_ratios_to_the_best_baseline
 
 
 @pytest.mark.parametrize(
-    ("loss", "best", "score"), [(None, 1.0, 100), (1e9, 1.0, 100), (1e-9, 1.0, 0.01), (-5.0, -7.0, 1), (0.0, 0.0, 1)]
+    ("loss", "best", "score"),
+    [(None, 1.0, 100), (1e9, 1.0, 100), (1e-9, 1.0, 0.01), (-5.0, -7.0, 1), (0.0, 0.0, 1), (4e-6, 1e-20, 2)],
 )
-def test_a_ratio_has_limits(loss: Loss, best: Loss, score: float) -> None:
+def test_a_ratio_has_limits_and_what_is_solved_is_level(loss: Loss, best: Loss, score: float) -> None:
     found = rank(tasks(1.0), [curves(0, "a", loss), curves(0, "sgd", best, baseline=True)])
     assert {line.optimizer: line.score for line in found} == {"a": pytest.approx(score), "sgd": 1.0}
 

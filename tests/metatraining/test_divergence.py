@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining import recipes
+from optserve_server.metatraining import estimators, recipes
 from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
-from optserve_server.metatraining.estimators.backpropagation import backpropagation
-from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.estimators import MetaGradient, Window
 from optserve_server.metatraining.guards import Guard
 from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop
 from optserve_server.metatraining.validation import held_out_meta_loss
@@ -42,7 +41,7 @@ def estimate(parsed: recipes.Recipe, trajectory: Trajectory, generator: torch.Ge
     optimizer = parsed.optimizer()
     phi: Mapping[str, Tensor] = optimizer.initial_phi(torch.Generator().manual_seed(0))
     (group,) = trajectory.groups
-    return backpropagation(parsed, optimizer, phi, group, Window(0, STEPS, STEPS), generator)
+    return estimators.build(parsed).estimate(optimizer, phi, group, Window(0, STEPS, STEPS), generator)
 
 
 @pytest.mark.parametrize("second_order", [True, False])

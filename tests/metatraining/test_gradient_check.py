@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining import recipes
+from optserve_server.metatraining import estimators, recipes
 from optserve_server.metatraining.distribution import Generators, draw_trajectory
-from optserve_server.metatraining.estimators.backpropagation import backpropagation
-from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.estimators import MetaGradient, Window
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import LEARNED, HiddenState
 from optserve_server.tasks import families
@@ -42,7 +41,7 @@ def estimate(recipe: recipes.Recipe, phi: Mapping[str, Tensor]) -> MetaGradient:
     trajectory = draw_trajectory(recipe, optimizer, generators)
     (group,) = trajectory.groups
     window = Window(0, recipe.unroll.window, trajectory.horizon)
-    return backpropagation(recipe, optimizer, phi, in_float64(group), window, generators.device)
+    return estimators.build(recipe).estimate(optimizer, phi, in_float64(group), window, generators.device)
 
 
 def relative_error(recipe: recipes.Recipe) -> float:

@@ -43,6 +43,11 @@ def measured_bytes(recipe: dict[str, Any]) -> int:
     [
         {"tasks": [{"family": "digits-mlp"}], "unroll": {"steps": 6}, "gradient": {"second_order": False}},
         {"tasks": [{"family": "quadratic", "parameters": {"dimension": 100}}], "unroll": {"steps": 50}},
+        {
+            "tasks": [{"family": "digits-mlp"}],
+            "unroll": {"steps": 2, "truncation": 1},
+            "gradient": {"estimator": "nres", "pairs": 5},
+        },
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(changes: dict[str, Any]) -> None:
@@ -52,11 +57,13 @@ def test_the_estimate_is_near_the_measured_peak(changes: dict[str, Any]) -> None
     assert estimate == pytest.approx(measured, rel=0.5), f"{estimate:,} estimated, {measured:,} measured"
 
 
-def test_the_estimate_of_a_giant_allocates_nothing() -> None:
+@pytest.mark.parametrize("changes", [{}, {"gradient": {"estimator": "pes", "pairs": 1000}}], ids=["", "pes"])
+def test_the_estimate_of_a_giant_allocates_nothing(changes: dict[str, Any]) -> None:
     giant = content(
         tasks=[{"family": "digits-mlp", "parameters": {"hidden_sizes": [1024] * 8}}],
         unroll={"steps": 1000},
         meta_optimizer={"tasks_per_outer_step": 1000},
+        **changes,
     )
     assert estimate_bytes(recipes.parse(giant)) > 10**15
 

@@ -88,6 +88,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("meta_loss.kind", "mean", r"meta_loss\.kind"),
         ("meta_optimizer.learning_rate", float("nan"), r"meta_optimizer\.learning_rate"),
         ("meta_optimizer.outer_steps", -1, r"meta_optimizer\.outer_steps"),
+        ("gradient.estimator", "ges", r"gradient\.estimator"),
+        ("gradient.sigma", 0.1, r"gradient\.sigma: backpropagation perturbs nothing"),
+        ("gradient", {"estimator": "es", "sigma": 0}, r"gradient\.sigma: input should be greater than 0"),
+        ("gradient", {"estimator": "es", "pairs": 0}, r"gradient\.pairs: input should be greater"),
+        (
+            "gradient",
+            {"estimator": "es", "second_order": False},
+            r"gradient\.second_order: only backprop",
+        ),
         ("name", "Upper Case", "name: "),
         ("name", "..", r"name: '\.\.' cannot be a name"),
         ("name", "adam", "name: 'adam' is designed by hand"),
@@ -97,6 +106,14 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_mistake_is_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipes.parse(changed(path, value))
+
+
+@pytest.mark.parametrize("gradient", [{}, {"second_order": False}, {"estimator": "nres", "sigma": 0.1, "pairs": 3}])
+def test_what_a_recipe_is_written_down_as_is_that_recipe(gradient: dict[str, Any]) -> None:
+    recipe = recipes.parse({**TINY, "gradient": gradient})
+    written = recipe.model_dump(mode="json")
+    assert recipes.parse(written) == recipe
+    assert written["gradient"].keys() == {"estimator", "second_order"} if "sigma" not in gradient else gradient.keys()
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:

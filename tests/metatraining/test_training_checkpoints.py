@@ -18,21 +18,33 @@ RECIPE: dict[str, Any] = {
         {"family": "digits-mlp", "parameters": {"hidden_sizes": [2], "batch_size": 2}},
     ],
     "unroll": {"steps": {"low": 3, "high": 7}, "truncation": 2},
-    "gradient": {"second_order": False},
     "augmentation": {"coordinate_scaling": 1.0},
     "meta_optimizer": {"kind": "adam", "schedule": "cosine", "averaging": 0.9, "outer_steps": 9},
     "checkpoints": {"every": 4},
 }
 
 
-def parse(**meta_optimizer: Any) -> recipes.Recipe:
-    return recipes.parse({**RECIPE, "meta_optimizer": {**RECIPE["meta_optimizer"], **meta_optimizer}})
+def parse(*changes: dict[str, Any], **meta_optimizer: Any) -> recipes.Recipe:
+    content = {**RECIPE, "meta_optimizer": {**RECIPE["meta_optimizer"], **meta_optimizer}}
+    for change in changes:
+        content |= change
+    return recipes.parse(content)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient": {"second_order": False}},
+        {"gradient": {"estimator": "es", "pairs": 2}},
+        {"gradient": {"estimator": "pes"}},
+        {"gradient": {"estimator": "nres"}},
+    ],
+    ids=lambda changes: "-".join(str(value) for table in changes.values() for value in table.values()),
+)
 @pytest.mark.parametrize("kind", ["adam", "gradient-descent"])
-@pytest.mark.parametrize("interrupted_at", range(9))
-def test_a_resumed_run_is_the_uninterrupted_one(kind: str, interrupted_at: int) -> None:
-    recipe = parse(kind=kind)
+@pytest.mark.parametrize("interrupted_at", [0, 1, 4, 8])
+def test_a_resumed_run_is_the_uninterrupted_one(changes: dict[str, Any], kind: str, interrupted_at: int) -> None:
+    recipe = parse(changes, kind=kind)
     whole = OuterLoop(recipe)
     expected = list(whole)
     first = OuterLoop(recipe)

@@ -62,6 +62,12 @@ def database(database_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.fixture
+def evaluated(database: Database, add_evaluation: Callable[..., str]) -> Callable[[dict[str, float]], str]:
+    """Adds an evaluation that has succeeded with these scores; gives its id."""
+    return lambda scores: add_evaluation(database, scores)
+
+
 @pytest.fixture(scope="session")
 def weights_bytes() -> Callable[..., bytes]:
     """Makes the bytes of a small untrained optimizer's weights file; another seed is another content."""

@@ -5,12 +5,15 @@ from itertools import pairwise
 import pytest
 
 from optserve_server.registry import aliases, optimizers
+from optserve_server.registry.aliases import Proof
 from optserve_server.registry.database import Database
 from optserve_server.registry.errors import (
     AliasNotFound,
     AliasReserved,
+    EvaluationNotFound,
     NameInvalid,
     OptimizerNotFound,
+    PromotionInvalid,
     PromotionUnproven,
     VersionNotFound,
 )
@@ -27,11 +30,11 @@ def lstm(database, weights_file) -> Database:
     return database
 
 
-def _set_alias(database, name, alias, number, moved_by="ada", force=False):
+def _set_alias(database, name, alias, number, moved_by="ada", **proof):
     with database.session(write=True) as db_session:
         optimizer = optimizers.get_optimizer(db_session, name, lock=True)
         version = optimizers.get_version(db_session, name, number)
-        aliases.set_alias(db_session, optimizer, alias, version, moved_by=moved_by, force=force)
+        aliases.set_alias(db_session, optimizer, alias, version, moved_by=moved_by, proof=Proof(**proof))
 
 
 def _remove_alias(database, name, alias):
@@ -235,8 +238,8 @@ def test_every_move_is_written_down_with_who_and_when(lstm):
     assert _aliases(lstm, "lstm") == {"champion": 3, "latest": 3}
 
 
-def test_a_champion_gives_way_only_to_force_and_that_is_on_record(lstm):
-    with pytest.raises(PromotionUnproven, match=r"lstm@2 is the champion.*lstm@3 beats it.*\"force\": true"):
+def test_a_champion_gives_way_to_force_and_that_is_on_record(lstm):
+    with pytest.raises(PromotionUnproven, match=r"lstm@2 is the champion.*lstm@3 beats it.*`evaluation`.*--force"):
         _set_alias(lstm, "lstm", "champion", 3)
     _set_alias(lstm, "lstm", "champion", 2, force=True)  # it is already: nothing to force
     _set_alias(lstm, "lstm", "champion", 3, force=True)
@@ -250,6 +253,24 @@ def test_a_champion_gives_way_only_to_force_and_that_is_on_record(lstm):
         (3, True),
         (2, False),
     ]
+
+
+def test_a_champion_gives_way_to_whoever_beat_it_and_the_evaluation_is_on_record(lstm, evaluated):
+    won, lost = evaluated({"lstm@3": 0.8, "lstm@2": 0.9}), evaluated({"lstm@3": 0.9, "lstm@2": 0.8})
+    of_another = evaluated({"lstm@1": 0.8, "lstm@2": 0.9})
+    for evaluation in (lost, of_another):
+        with pytest.raises(PromotionUnproven, match=f"'{evaluation}' is not one in which lstm@3 has beaten it"):
+            _set_alias(lstm, "lstm", "champion", 3, evaluation=evaluation)
+    with pytest.raises(EvaluationNotFound):
+        _set_alias(lstm, "lstm", "champion", 3, evaluation="nothing")
+    with pytest.raises(PromotionInvalid, match="exclude each other"):
+        _set_alias(lstm, "lstm", "champion", 3, evaluation=won, force=True)
+    with pytest.raises(PromotionInvalid, match="'stable' moves without them"):
+        _set_alias(lstm, "lstm", "stable", 3, evaluation=won)
+    _set_alias(lstm, "lstm", "champion", 3, evaluation=won)
+    with lstm.session() as db_session:
+        move = aliases.list_moves(db_session, optimizers.get_optimizer(db_session, "lstm"))[0]
+    assert (move.alias, move.number, move.forced, move.evaluation) == ("champion", 3, False, won)
 
 
 @pytest.mark.parametrize("alias", ["latest", "best"])

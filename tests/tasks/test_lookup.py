@@ -157,6 +157,7 @@ USE = """
 import json
 from optserve_server import tasks
 from optserve_server.metatraining import recipes
+from optserve_server.metatraining.memory import estimate_bytes
 from optserve_server.metatraining.outer_loop import OuterLoop
 recipe = recipes.parse({
     "name": "mine",
@@ -166,7 +167,7 @@ recipe = recipes.parse({
     "meta_optimizer": {"outer_steps": 1, "tasks_per_outer_step": 2},
 })
 (progress,) = OuterLoop(recipe)
-print(json.dumps([tasks.parameters_schema("sine-regression"), progress.meta_loss]))
+print(json.dumps([tasks.parameters_schema("sine-regression"), progress.meta_loss, estimate_bytes(recipe)]))
 """
 
 
@@ -175,9 +176,10 @@ def test_the_example_package_is_found_where_it_is_installed(tmp_path: Path) -> N
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps"]
     run([*pip, "--no-build-isolation", "--target", str(tmp_path), str(EXAMPLE)])
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    schema, meta_loss = json.loads(run([sys.executable, "-c", USE], PYTHONPATH=path))
+    schema, meta_loss, memory = json.loads(run([sys.executable, "-c", USE], PYTHONPATH=path))
     assert set(schema["properties"]) == {"hidden_size", "batch_size"}
     assert meta_loss > 0
+    assert memory > 0
 
 
 def run(command: list[str], **environment: str) -> str:

@@ -96,8 +96,11 @@ def diff(
 @app.command()
 def promote(
     reference: Reference,
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="ID", help="An evaluation in which it beat the present champion.")
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Put it in the place of another champion without proof that it is better.")
+        bool, typer.Option("--force", help="Take the present champion's place without proof that it is better.")
     ] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -105,7 +108,7 @@ def promote(
     """Make a version the champion: what the bare NAME means from now on. Sessions keep the version they have."""
     with connect(url, api_key) as client:
         name, version = _resolve(client, reference)
-        client.optimizers.promote(name, version, force=force)
+        client.optimizers.promote(name, version, evaluation=evaluation, force=force)
     typer.echo(f"{name}@{version} is now the champion of {name}")
 
 
@@ -158,6 +161,7 @@ def _print_version(info: "VersionInfo") -> None:
         "sha256": info.sha256,
         "created": info.created_at,
         "parent": info.parent,
+        "run": info.run,
         "architecture": _pairs(info.architecture),
         "metrics": _pairs(info.metrics),
         "environment": _pairs(info.environment),

@@ -188,6 +188,8 @@ class AliasMove:
     """The name of the API key, `anonymous` on an open server, `server` for what it moves itself."""
     forced: bool = False
     """Whether `champion` was moved without proof that the version beats the one before."""
+    evaluation: str | None = None
+    """The evaluation in which this champion beat the one before."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -197,8 +199,10 @@ class AliasRequest:
     """Point an alias at a version."""
 
     version: _WholeNumber
+    evaluation: str | None = None
+    """For `champion`, where another version is it: the id of an evaluation in which this one beat that one."""
     force: _TruthValue = False
-    """Put the version in the place of another `champion` although nothing proves that it is better."""
+    """Or put it there although nothing proves that it is better."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 

@@ -78,7 +78,8 @@ class Rank:
     baseline: bool
     score: float
     """Geometric mean over tasks, by weight, of the ratio of the median final loss to the best baseline's; lower is
-    better, and 1 is level with the best baseline of every task. Each ratio is held between 1/100 and 100."""
+    better, and 1 is level with the best baseline of every task. Each ratio is held between 1/100 and 100, and losses
+    below a millionth of the initial one count as that much."""
     wins: int
     """Tasks on which nothing ended lower."""
     divergence: float

@@ -27,6 +27,7 @@ AliasName = Annotated[str, Path(description="The alias; `latest` and `best` are 
         problems.MALFORMED_BODY,
         problems.OPTIMIZER_NOT_FOUND,
         problems.VERSION_NOT_FOUND,
+        problems.EVALUATION_NOT_FOUND,
         problems.ALIAS_RESERVED,
         problems.PROMOTION_UNPROVEN,
     ),
@@ -36,12 +37,14 @@ def set_alias(
 ) -> AliasInfo:
     """Point an alias at a version, and write the move into the history.
 
-    `champion` is what the bare name means. To take another champion's place, a version needs `"force": true`.
+    `champion` is what the bare name means. To take another champion's place, a version needs an `evaluation` in which
+    it beat that one, or `"force": true`; the history says which.
     """
     with database.session(write=True) as db_session:
         optimizer = optimizers.get_optimizer(db_session, name, lock=True)
         version = optimizers.get_version(db_session, name, body.version)
-        moved = aliases.set_alias(db_session, optimizer, alias, version, moved_by=caller.name, force=body.force)
+        proof = aliases.Proof(body.evaluation, body.force)
+        moved = aliases.set_alias(db_session, optimizer, alias, version, moved_by=caller.name, proof=proof)
         return AliasInfo(moved.alias, moved.number)
 
 

@@ -34,7 +34,7 @@ class Authorisation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and scope["path"].startswith(API_PREFIX + "/"):
+        if scope["type"] == "http" and _below_root(scope).startswith(API_PREFIX + "/"):
             keys: KeyRing = scope["app"].state.keys
             try:
                 caller = keys.caller(_authorization(scope))
@@ -44,6 +44,12 @@ class Authorisation:
                 return
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
+
+
+def _below_root(scope: Scope) -> str:
+    """The path that the routes see: where the application is mounted somewhere, without that."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -34,7 +34,7 @@ from optserve_server.api.dependencies import (
 from optserve_server.api.problems import Problem, responses
 from optserve_server.naming import is_name
 from optserve_server.optimizers import HAND_DESIGNED, build, hyperparameters
-from optserve_server.registry import aliases, optimizers, references, weight_files
+from optserve_server.registry import aliases, models, optimizers, references, weight_files
 from optserve_server.registry.database import Database
 from optserve_server.registry.differences import differences
 from optserve_server.registry.models import Version
@@ -264,12 +264,13 @@ def _info(db_session: Session, entry: Entry, settings: Settings) -> OptimizerInf
         needs=sorted(optimizer.needs),
         hyperparameters=hyperparameters(optimizer),
         aliases=[AliasInfo(one.alias, one.number) for one in aliases.list_aliases(db_session, entry.optimizer)],
-        alias_history=[
-            AliasMove(move.alias, move.number, move.moved_at.isoformat(), move.moved_by, move.forced)
-            for move in aliases.list_moves(db_session, entry.optimizer)
-        ],
+        alias_history=[_alias_move(move) for move in aliases.list_moves(db_session, entry.optimizer)],
         versions=[_version_summary(one) for one in optimizers.list_versions(db_session, entry.optimizer)],
     )
+
+
+def _alias_move(move: models.AliasMove) -> AliasMove:
+    return AliasMove(move.alias, move.number, move.moved_at.isoformat(), move.moved_by, move.forced, move.evaluation)
 
 
 def _version_summary(version: Version) -> VersionSummary:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
+
 from optserve.wire.evaluations import Curves, EvaluationResult
 from optserve_server.evaluation import baselines, inner_loops, plans
 from optserve_server.evaluation.plans import Plan, PlanError
@@ -51,7 +53,10 @@ class Progress:
 
 
 def evaluate(
-    plan: Plan, entrants: Sequence[Entrant], finished: Sequence[Curves] = ()
+    plan: Plan,
+    entrants: Sequence[Entrant],
+    finished: Sequence[Curves] = (),
+    device: torch.device = inner_loops.CPU,
 ) -> Generator[Progress, None, EvaluationResult]:
     """Carry a plan out; `entrants` are its optimizers. Cells in `finished`, of an earlier attempt, are not done again.
 
@@ -67,7 +72,7 @@ def evaluate(
                 continue
             begun = Progress(len(known), plan.cells, task.label, name, step=0)
             yield begun
-            known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant), begun)
+            known[number, name] = curves = yield from _told(_cell(plan, number, name, entrant, device), begun)
             yield Progress(len(known), plan.cells, task.label, name, plan.steps, curves)
     curves_by_task = sorted(known.values(), key=lambda curves: curves.task)
     return EvaluationResult(plan.steps, plan.seeds, tasks, curves_by_task, rank(tasks, curves_by_task))
@@ -94,13 +99,16 @@ def _told(cell: Generator[int, None, Curves], begun: Progress) -> Generator[Prog
             return curves
 
 
-def _cell(plan: Plan, number: int, name: str, entrant: Entrant | None) -> Generator[int, None, Curves]:
+def _cell(
+    plan: Plan, number: int, name: str, entrant: Entrant | None, device: torch.device
+) -> Generator[int, None, Curves]:
     """The curves of an entrant, or of the baseline of that name."""
     task = plan.tasks[number]
     if entrant is not None:
-        losses = yield from inner_loops.run(task, entrant.optimizer, entrant.phi, plan)
+        phi = {name: weight.to(device) for name, weight in entrant.phi.items()}
+        losses = yield from inner_loops.run(task, entrant.optimizer, phi, plan, device=device)
         return _curves(number, name, losses[0], plan.steps)
-    tuned = yield from baselines.tune(task, name, plan)
+    tuned = yield from baselines.tune(task, name, plan, device)
     return _curves(number, name, tuned.losses, plan.steps, tuned)
 
 

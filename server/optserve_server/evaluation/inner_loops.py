@@ -15,6 +15,8 @@ from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi, Updates, initial_state
 from optserve_server.tasks.base import Batch, Theta, coordinates, vectorized
 
+CPU = torch.device("cpu")
+
 WINDOW = 50
 """Inner steps between two yields."""
 
@@ -53,7 +55,12 @@ class RepeatedGroup(Group):
 
 
 def run(
-    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float] = (1.0,)
+    task: TaskShare,
+    optimizer: Optimizer,
+    phi: Phi,
+    plan: Plan,
+    rates: Sequence[float] = (1.0,),
+    device: torch.device = CPU,
 ) -> Generator[int, None, Losses]:
     """Train the plan's seeds with updates multiplied by each of `rates`; yields the steps made so far.
 
@@ -63,7 +70,7 @@ def run(
     together = max(1, _LARGEST_THETA // (plan.seeds * coordinates(task.build())))
     parts = []
     for first in range(0, len(rates), together):
-        part = yield from _run_together(task, optimizer, phi, plan, rates[first : first + together])
+        part = yield from _run_together(task, optimizer, phi, plan, rates[first : first + together], device)
         parts.append(part)
     return np.concatenate(parts)
 
@@ -74,9 +81,9 @@ def points(steps: int) -> NDArray[np.int64]:
 
 
 def _run_together(
-    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float]
+    task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float], device: torch.device
 ) -> Generator[int, None, Losses]:
-    generator = torch.Generator().manual_seed(_SEED + plan.seed)
+    generator = torch.Generator(device).manual_seed(_SEED + plan.seed)
     group = _draw(task, optimizer, plan.seeds, rates, generator)
     losses = [_mean_losses(group, generator).unsqueeze(0)]
     for first_step in range(0, plan.steps, WINDOW):
@@ -84,8 +91,8 @@ def _run_together(
         losses.append(_window(group, optimizer, phi, first_step, steps, plan.steps, generator))
         yield first_step + steps
     losses[-1][-1] = _mean_losses(group, generator)
-    chosen = torch.cat(losses)[points(plan.steps)]
-    return chosen.T.reshape(len(rates), plan.seeds, -1).double().numpy()
+    chosen = torch.cat(losses)[torch.from_numpy(points(plan.steps)).to(device)]
+    return chosen.T.reshape(len(rates), plan.seeds, -1).double().cpu().numpy()
 
 
 def _draw(
@@ -95,7 +102,7 @@ def _draw(
     theta, state = group.theta.repeat(len(rates), 1), group.state
     if len(rates) > 1:
         state = initial_state(optimizer, ((theta.numel(),),), like=theta)
-    repeated = torch.tensor(rates).repeat_interleave(seeds).unsqueeze(1)
+    repeated = torch.tensor(rates, device=theta.device).repeat_interleave(seeds).unsqueeze(1)
     return RepeatedGroup(group.share, group.family, group.task_data, theta, state, seeds=seeds, rates=repeated)
 
 

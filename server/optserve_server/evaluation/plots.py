@@ -29,7 +29,7 @@ def plot(result: EvaluationResult, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "optserve"  # equal pictures have equal bytes
-    columns = min(_COLUMNS, len(result.tasks))
+    columns = 2 if len(result.tasks) == 4 else min(_COLUMNS, len(result.tasks))
     rows = math.ceil(len(result.tasks) / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained", squeeze=False

@@ -11,8 +11,9 @@ from optserve.wire.evaluations import Curves, EvaluatedTask, Loss, Rank
 Losses = NDArray[np.float64]
 
 LARGEST_RATIO = 100.0
-SMALLEST_LOSS = 1e-12
-"""Losses below it, negative ones too, count as this much in a ratio."""
+SOLVED = 1e-6
+"""In a ratio, losses below this share of θ_0's count as that much: both optimizers have solved the task."""
+_SMALLEST_LOSS = 1e-12  # that a loss counts as, where θ_0's is not above 0
 
 
 def quantile(losses: Losses, share: float) -> Losses:
@@ -56,7 +57,7 @@ def _rank(name: str, own: Sequence[Curves], tasks: Sequence[EvaluatedTask], curv
         rivals = [other for other in curves if other.task == one.task]
         references = [other for other in rivals if other.baseline] or rivals
         loss = final_loss(one)
-        ratio = _ratio(loss, min(map(final_loss, references)))
+        ratio = _ratio(loss, min(map(final_loss, references)), one.median[0])
         weight = tasks[one.task].weight
         logarithms, weights = logarithms + weight * math.log(ratio), weights + weight
         wins += math.isfinite(loss) and loss <= min(map(final_loss, rivals))
@@ -69,8 +70,9 @@ def _rank(name: str, own: Sequence[Curves], tasks: Sequence[EvaluatedTask], curv
     )
 
 
-def _ratio(loss: float, best: float) -> float:
+def _ratio(loss: float, best: float, initial: Loss) -> float:
     if math.isinf(loss):
         return LARGEST_RATIO
-    ratio = max(loss, SMALLEST_LOSS) / max(best, SMALLEST_LOSS)
+    smallest = max(SOLVED * (initial or 0.0), _SMALLEST_LOSS)
+    ratio = max(loss, smallest) / max(best, smallest)
     return min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)

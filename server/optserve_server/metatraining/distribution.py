@@ -1,12 +1,12 @@
 """What an outer step trains on: f, θ_0 and T, drawn from the recipe's distribution."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 
-from optserve_server.metatraining.recipes import Recipe, TaskShare
+from optserve_server.metatraining.particles import ParticleGroup
+from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.tables import Augmentation, HorizonRange
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.metatraining.trajectories import Group, draw_groups
@@ -66,9 +66,10 @@ class Trajectory:
         return {"horizon": self.horizon, "step": self.step, "groups": [group.to_state() for group in self.groups]}
 
     @classmethod
-    def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
-        """The trajectory, over the recipe's tasks, whose `to_state` this is."""
-        groups = [Group.from_state(shares, group) for group in state["groups"]]
+    def from_state(cls, recipe: Recipe, state: State) -> Self:
+        """The trajectory of this recipe whose `to_state` this is."""
+        kind = Group if recipe.gradient.estimator == "backpropagation" else ParticleGroup
+        groups = [kind.from_state(recipe.tasks, group) for group in state["groups"]]
         return cls(groups, state["horizon"], state["step"])
 
 

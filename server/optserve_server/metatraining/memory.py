@@ -7,7 +7,7 @@ would occupy is counted. So every architecture, family and estimator is covered,
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optserve_server.metatraining.estimators.backpropagation import backpropagation
-from optserve_server.metatraining.estimators.base import Window
+from optserve_server.metatraining import estimators
+from optserve_server.metatraining.estimators import Window
 from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_meta_loss
@@ -27,7 +27,12 @@ PROCESS_BYTES = 300 * 2**20
 _FRAGMENTATION = 1.6
 """What a process holds for each byte of its tensors: the C library keeps freed pieces of all sizes for later."""
 
-_SHORT, _LONG = 2, 4  # steps of the windows that are measured: memory grows by the same amount with every step
+
+class Size(NamedTuple):
+    """Bytes of what lasts from window to window, and of everything at the peak of one window."""
+
+    kept: int
+    peak: int
 
 
 def estimate_bytes(recipe: Recipe) -> int:
@@ -43,41 +48,60 @@ def estimate_bytes(recipe: Recipe) -> int:
     kept, working = 0, _validation_bytes(recipe)
     for number, share in enumerate(recipe.tasks):
         expected = tasks * share.weight / whole
-        count = min(
-            tasks, math.ceil(expected + 2 * math.sqrt(expected))
-        )  # of a random number of tasks, nearly the most
-        group, window = _group_bytes(recipe, number, count)
-        kept += group
-        working = max(working, window)
+        # Their number is drawn, and is seldom more than this.
+        count = min(tasks, math.ceil(expected + 2 * math.sqrt(expected)))
+        size = _group_size(recipe, number, count)
+        kept += size.kept
+        working = max(working, size.peak - size.kept)
     return PROCESS_BYTES + math.ceil(_FRAGMENTATION * (kept + working))
 
 
-def _group_bytes(recipe: Recipe, number: int, count: int) -> tuple[int, int]:
-    """What `count` tasks of one share occupy, and what one window of them needs beside that."""
-    short, long = _one_window(recipe, number, count, _SHORT), _one_window(recipe, number, count, _LONG)
-    growth = (long.peak - short.peak) / (_LONG - _SHORT)
-    peak = short.peak + max(0.0, growth) * max(0, recipe.unroll.window - _SHORT)
-    return short.kept, math.ceil(peak) - short.kept
+def _group_size(recipe: Recipe, number: int, count: int) -> Size:
+    """Of `count` tasks of one share, on lines through small sizes: at any size it takes no more than a second or so."""
+    if recipe.gradient.estimator == "backpropagation":
+        return _extrapolated(lambda steps: _window_size(recipe, number, count, steps), recipe.unroll.window, (2, 4))
+
+    def with_pairs(tasks: int, pairs: int) -> Size:
+        gradient = recipe.gradient.model_copy(update={"pairs": pairs})
+        return _window_size(recipe.model_copy(update={"gradient": gradient}), number, tasks, 2)
+
+    def with_tasks(tasks: int) -> Size:
+        return _extrapolated(lambda pairs: with_pairs(tasks, pairs), recipe.gradient.pairs, (1, 2))
+
+    return _extrapolated(with_tasks, count, (1, 2))
 
 
-def _one_window(recipe: Recipe, number: int, count: int, steps: int) -> "_Meter":
+def _extrapolated(size: Callable[[int], Size], wanted: int, at: tuple[int, int]) -> Size:
+    """The size at `wanted`, on the line through those at two small numbers."""
+    first, second = at
+    if wanted <= first:
+        return size(wanted)
+    low, high = size(first), size(second)
+    share = (wanted - first) / (second - first)
+    return Size(*(math.ceil(a + max(0, b - a) * share) for a, b in zip(low, high, strict=True)))
+
+
+def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
     counts = [count if share == number else 0 for share in range(len(recipe.tasks))]
 
     def run(meter: _Meter) -> None:
         optimizer, generator = recipe.optimizer(), torch.Generator()
         phi = optimizer.initial_phi(generator)
-        (group,) = draw_groups(recipe.tasks, counts, optimizer, generator, "train")
+        (drawn,) = draw_groups(recipe.tasks, counts, optimizer, generator, "train")
+        estimator = estimators.build(recipe)
+        group = estimator.begin(drawn, optimizer, phi, generator)
+        del drawn
         meter.kept = meter.now
-        window = Window(0, steps, recipe.unroll.longest)
-        backpropagation(recipe, optimizer, phi, group, window, generator)
+        estimator.estimate(optimizer, phi, group, Window(0, steps, recipe.unroll.longest), generator)
 
-    return _measure(run)
+    meter = _measure(run)
+    return Size(meter.kept, meter.peak)
 
 
 def _validation_bytes(recipe: Recipe) -> int:
     def run(_: _Meter) -> None:
         optimizer = recipe.optimizer()
-        held_out_meta_loss(recipe, optimizer, optimizer.initial_phi(torch.Generator()), _SHORT, VALIDATION_TASKS)
+        held_out_meta_loss(recipe, optimizer, optimizer.initial_phi(torch.Generator()), 2, VALIDATION_TASKS)
 
     return _measure(run).peak
 

@@ -8,10 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining import training_checkpoints
+from optserve_server.metatraining import estimators, training_checkpoints
 from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
-from optserve_server.metatraining.estimators.backpropagation import backpropagation
-from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.estimators import MetaGradient, Window
 from optserve_server.metatraining.recipes import Recipe, require_same
 from optserve_server.metatraining.tables import MetaOptimizer
 from optserve_server.metatraining.validation import held_out_meta_loss
@@ -60,6 +59,7 @@ class OuterLoop:
         self.recipe = recipe
         self.device = _device(device)
         self.optimizer = recipe.optimizer()
+        self.estimator = estimators.build(recipe)
         self.generators = Generators.seeded(recipe.seed, self.device)
         initial = self.optimizer.initial_phi(self.generators.host)
         self.phi = {
@@ -112,12 +112,12 @@ class OuterLoop:
         )
         loop.generators.restore(state["generators"])
         if state["trajectory"] is not None:
-            loop._trajectory = Trajectory.from_state(recipe.tasks, state["trajectory"])
+            loop._trajectory = Trajectory.from_state(recipe, state["trajectory"])
         return loop
 
     def _outer_step(self, outer_step: int) -> Progress:
         if self._trajectory is None or self._trajectory.finished:
-            self._trajectory = draw_trajectory(self.recipe, self.optimizer, self.generators)
+            self._trajectory = self._begin()
         trajectory = self._trajectory
         estimate = self._advance(trajectory)
         norm = self._clip(estimate.gradients)
@@ -137,12 +137,24 @@ class OuterLoop:
             int(non_finite),
         )
 
+    def _begin(self) -> Trajectory:
+        trajectory = draw_trajectory(self.recipe, self.optimizer, self.generators)
+        trajectory.groups = [
+            self.estimator.begin(group, self.optimizer, self._detached_phi(), self.generators.device)
+            for group in trajectory.groups
+        ]
+        return trajectory
+
+    def _detached_phi(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.phi.items()}
+
     def _advance(self, trajectory: Trajectory) -> MetaGradient:
         """The meta-gradient of the trajectory's next window, averaged over the tasks of all groups."""
         steps = min(self.recipe.unroll.window, trajectory.horizon - trajectory.step)
         window = Window(trajectory.step, steps, trajectory.horizon)
+        phi, generator = self._detached_phi(), self.generators.device
         estimates = [
-            (group.tasks, backpropagation(self.recipe, self.optimizer, self.phi, group, window, self.generators.device))
+            (group.tasks, self.estimator.estimate(self.optimizer, phi, group, window, generator))
             for group in trajectory.groups
         ]
         trajectory.step += steps

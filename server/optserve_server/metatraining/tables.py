@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -120,10 +122,36 @@ class MetaLoss(Table):
 
 
 class GradientEstimator(Table):
-    """How ∇_φL is estimated; `second_order` keeps ∂∇_t/∂φ, which makes backpropagation exact."""
+    """How ∇_φL is estimated: by backpropagation, or by evolution strategies from pairs φ ± ε, ε ~ N(0, σ²).
 
-    estimator: Literal["backpropagation"] = "backpropagation"
+    `second_order` keeps ∂∇_t/∂φ, which makes backpropagation exact. `sigma` and `pairs`, for each task, are of the
+    evolution strategies.
+    """
+
+    estimator: Literal["backpropagation", "es", "pes", "nres"] = "backpropagation"
     second_order: bool = True
+    sigma: PositiveFloat = 0.05
+    pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+    @field_validator("second_order")
+    @classmethod
+    def _is_of_backpropagation(cls, value: bool, info: ValidationInfo) -> bool:
+        estimator = info.data.get("estimator", "backpropagation")
+        if estimator != "backpropagation":
+            raise ValueError(f"only backpropagation has it, and gradient.estimator is {estimator!r}; leave it out")
+        return value
+
+    @field_validator("sigma", "pairs")
+    @classmethod
+    def _is_of_evolution_strategies(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("estimator") == "backpropagation":
+            raise ValueError("backpropagation perturbs nothing; leave it out, or take es, pes or nres as the estimator")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        others = {"sigma", "pairs"} if self.estimator == "backpropagation" else {"second_order"}
+        return {name: value for name, value in handler(self).items() if name not in others}
 
 
 class Augmentation(Table):

@@ -15,7 +15,6 @@ from optserve_server.metatraining.guards import Guard
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
-from optserve_server.optimizers.steppers import Stepper, stepper
 from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, vectorized
 
 
@@ -36,6 +35,11 @@ class Group:
     scales: Tensor | None = None
 
     @property
+    def in_one_row(self) -> bool:
+        """Whether the optimizer gets all tasks' coordinates as one row."""
+        return self.state.coordinates.dim() == 2
+
+    @property
     def tasks(self) -> int:
         """How many tasks step together."""
         return self.theta.shape[0]
@@ -50,9 +54,10 @@ class Group:
         losses: Tensor = vectorized(self.family)(scaled, self.task_data, batch)
         return losses
 
-    def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
-        """What steps the optimizer through the next window."""
-        return stepper(optimizer, phi, self.state, steps, second_order=second_order)
+    def advance(self, optimizer: Optimizer, phi: Phi, observations: Observations) -> None:
+        """θ_{t+1} and h_{t+1} from what step t observes."""
+        updates, self.state = optimizer.step(phi, observations, self.state)
+        self.move(updates)
 
     def move(self, updates: Updates) -> None:
         """θ_{t+1} = θ_t + g_t."""
@@ -70,17 +75,15 @@ class Group:
             "share": self.share,
             "task_data": self.task_data,
             "theta": self.theta,
-            "coordinates": self.state.coordinates,
-            "arrays": self.state.arrays,
+            "state": self.state._asdict(),
             "scales": self.scales,
         }
 
     @classmethod
     def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
         """The group, over the recipe's tasks, whose `to_state` this is."""
-        hidden_state = HiddenState(state["coordinates"], state["arrays"])
         family = shares[state["share"]].build()
-        return cls(state["share"], family, state["task_data"], state["theta"], hidden_state, state["scales"])
+        return cls(**{**state, "family": family, "state": HiddenState(**state["state"])})
 
 
 def draw_groups(
@@ -115,27 +118,22 @@ def unroll(
     `second_order` through ∂∇_t/∂φ too. With a `guard`, tasks that diverge do not disturb the others' gradients.
     """
     clocks = torch.arange(first_step, first_step + steps, dtype=torch.float64, device=group.theta.device)
-    taken = group.stepper(optimizer, phi, steps, second_order=second_order)
-    linearised = torch.is_grad_enabled() and not second_order
     losses: list[Tensor] = []
-    slopes: list[Tensor] = []
-    for index in range(steps + 1):
+    for index in range(steps):
         loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
         losses.append(loss)
         theta = group.theta
         if guard is not None:
             theta, loss, gradients = guard.admit(theta, loss, gradients)
-        if linearised:
-            slopes.append(gradients)
-        if index < steps:
-            clock = clocks[index : index + 1]
-            updates = taken.step(_observations(optimizer, group, theta, loss, gradients, clock, horizon))
-            group.move(updates if second_order else updates.detach())
-    group.state = taken.state
-    followed = torch.stack(losses[1:])
-    if linearised:
-        followed = followed + _tangents(torch.stack(slopes[1:]), taken.updates())
-    return followed if guard is None else guard.marked(followed)
+        if not second_order:
+            theta, loss = theta.detach(), loss.detach()
+        observations = _observations(group, theta, loss, gradients, clocks[index : index + 1], horizon)
+        group.advance(optimizer, phi, observations)
+    losses.append(group.losses(group.theta, group.draw_batch(generator)))
+    if guard is None:
+        return torch.stack(losses[1:])
+    guard.check(group.theta, losses[-1])
+    return guard.marked(losses[1:])
 
 
 def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
@@ -145,28 +143,26 @@ def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> Hi
 
 
 def _observations(
-    optimizer: Optimizer, group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
+    group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
 ) -> Observations:
-    if optimizer.coordinatewise:
+    if group.in_one_row:
         return Observations(gradients.flatten(), clock, theta.flatten())
     horizons = torch.full_like(loss, float(horizon))
     return Observations(gradients, clock, theta, loss, horizons, tuple(group.family.shapes.values()))
 
 
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:
-    """f(θ_t) of each task, `[tasks]`, and ∇_t, `[tasks, n]`; with their graph if `second_order`."""
+    """f(θ_t) of each task with its graph, `[tasks]`, and ∇_t, `[tasks, n]`."""
     batch = group.draw_batch(generator)
     with torch.enable_grad():
-        theta = group.theta if group.theta.requires_grad else group.theta.detach().requires_grad_()
+        theta = group.theta if second_order else group.theta.detach()
+        theta = theta if theta.requires_grad else theta.requires_grad_()
         loss = group.losses(theta, batch)
         (gradients,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-    return loss if second_order else loss.detach(), gradients
-
-
-def _tangents(gradients: Tensor, updates: Tensor) -> Tensor:
-    """Zeros, `[steps, tasks]`, that follow the updates as f(θ_t) after each step does, by ∇_t, `[steps, tasks, n]`.
-
-    f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
-    """
-    moves = updates.view_as(gradients).cumsum(dim=0)
-    return (gradients * (moves - moves.detach())).sum(dim=2)
+    if second_order:
+        return loss, gradients
+    if not torch.is_grad_enabled():
+        return loss.detach(), gradients
+    # First order: f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
+    tangent = (gradients * (group.theta - theta.detach())).sum(dim=1)
+    return loss.detach() + tangent, gradients

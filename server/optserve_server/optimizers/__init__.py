@@ -19,11 +19,13 @@ from optserve_server.optimizers.base import (
     Updates,
     initial_state,
 )
+from optserve_server.optimizers.hierarchical import Hierarchical
 from optserve_server.optimizers.hyperparameters import hyperparameters, with_hyperparameters
 from optserve_server.optimizers.lstm import LSTM
 from optserve_server.optimizers.rmsprop import RMSprop
 from optserve_server.optimizers.rnnprop import RNNprop
 from optserve_server.optimizers.sgd import SGD, Momentum, Nesterov
+from optserve_server.optimizers.small_fc import SmallFC
 
 __all__ = [
     "HAND_DESIGNED",
@@ -43,7 +45,7 @@ __all__ = [
     "with_hyperparameters",
 ]
 
-LEARNED: dict[str, type[Any]] = {cls.kind: cls for cls in (LSTM, RNNprop)}
+LEARNED: dict[str, type[Any]] = {cls.kind: cls for cls in (LSTM, RNNprop, Hierarchical, SmallFC)}
 HAND_DESIGNED: dict[str, type[Any]] = {cls.kind: cls for cls in (SGD, Momentum, Nesterov, RMSprop, Adam, AdamW)}
 
 _LARGEST = 1e6  # of any number in an architecture: far above what is of use, and far from what float32 cannot hold

@@ -34,6 +34,11 @@ Shapes = tuple[tuple[int, ...], ...]
 """The shapes of the parameter tensors whose coordinates stand one after another in the n."""
 
 
+def sizes(shapes: Shapes) -> tuple[int, ...]:
+    """How many coordinates each parameter tensor has."""
+    return tuple(map(math.prod, shapes))
+
+
 class HiddenState(NamedTuple):
     """h_t: what each coordinate remembers, and by name what each parameter tensor and the whole session do.
 
@@ -143,7 +148,7 @@ def initial_state(
     Of the dtype and device of `like` (float32, CPU).
     """
     template = torch.empty(0) if like is None else like
-    coordinates = sum(map(math.prod, shapes))
+    coordinates = sum(sizes(shapes))
     arrays = {
         name: template.new_zeros((*lead, rows, size)) for name, (rows, size) in array_sizes(optimizer, shapes).items()
     }
@@ -152,8 +157,8 @@ def initial_state(
 
 def array_sizes(optimizer: Optimizer, shapes: Shapes) -> dict[str, tuple[int, int]]:
     """By name, rows and size of all arrays that parameter tensors of these shapes have, and then the session."""
-    sizes: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     for shape in shapes:
         for name, (rows, size) in optimizer.tensor_arrays(shape).items():
-            sizes[name] = (rows, sizes.get(name, (rows, 0))[1] + size)
-    return {**sizes, **{name: (rows, 1) for name, rows in optimizer.session_arrays.items()}}
+            found[name] = (rows, found.get(name, (rows, 0))[1] + size)
+    return {**found, **{name: (rows, 1) for name, rows in optimizer.session_arrays.items()}}

@@ -15,3 +15,11 @@ def bias_correction(beta: float, clock: Tensor, like: Tensor) -> Tensor:
     if beta == 0.0:
         return torch.ones_like(clock, dtype=like.dtype)
     return -torch.expm1((clock.double() + 1) * math.log(beta)).to(like.dtype)
+
+
+def newest_share(beta: float, clock: Tensor, like: Tensor) -> Tensor:
+    """The share that the newest of t+1 terms has in their running mean of decay β: (1 − β)/(1 − β^{t+1}).
+
+    m ← m + share · (x − m) is Adam's m̂, already corrected for its bias: a plain mean at first, which later forgets.
+    """
+    return (1 - beta) / bias_correction(beta, clock, like)

@@ -4,6 +4,7 @@ Writers hold the lock of the optimizer's row (`optimizers.get_optimizer(…, loc
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from optserve_server.naming import is_name
 from optserve_server.registry import references
 from optserve_server.registry.errors import AliasNotFound, AliasReserved, PromotionInvalid, PromotionUnproven
+from optserve_server.registry.evaluations import beat
 from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
 from optserve_server.registry.references import CHAMPION
 
@@ -51,37 +53,65 @@ def get_alias(db_session: Session, optimizer: Optimizer, alias: str) -> Alias:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Why a version may take another champion's place: the id of an evaluation in which it won, or somebody's word."""
+
+    evaluation: str | None = None
+    force: bool = False
+
+
+NO_PROOF = Proof()
+
+
 def set_alias(
-    db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str, force: bool = False
+    db_session: Session,
+    optimizer: Optimizer,
+    alias: str,
+    version: Version,
+    *,
+    moved_by: str,
+    proof: Proof = NO_PROOF,
 ) -> Alias:
     """What a person asks for: point an alias at a version of the optimizer.
 
     Raises:
         AliasReserved: the server moves this alias itself.
         NameInvalid: no alias can have this name.
-        PromotionInvalid: `force` with another alias than `champion`.
-        PromotionUnproven: another version is the champion, and `force` was not said.
+        PromotionInvalid: a proof of two kinds, or for another alias than `champion`.
+        PromotionUnproven: another version is the champion, and this one's proof is none.
+        EvaluationNotFound: there is no evaluation of that id.
     """
     _refuse_reserved(alias)
     references.require_alias(alias)
     if alias == CHAMPION:
-        return _promote(db_session, optimizer, version, moved_by=moved_by, force=force)
-    if force:
-        raise PromotionInvalid(f"`force` is for the alias {CHAMPION!r}; {alias!r} moves without it.")
+        return _promote(db_session, optimizer, version, proof, moved_by=moved_by)
+    if proof != NO_PROOF:
+        raise PromotionInvalid(f"`evaluation` and `force` are for {CHAMPION!r}; {alias!r} moves without them.")
     return point(db_session, optimizer, alias, version, moved_by=moved_by)
 
 
-def _promote(db_session: Session, optimizer: Optimizer, version: Version, *, moved_by: str, force: bool) -> Alias:
-    champion = find_alias(db_session, optimizer, CHAMPION)
-    if champion is None or champion.number == version.number:  # there is nothing to beat
+def _promote(db_session: Session, optimizer: Optimizer, version: Version, proof: Proof, *, moved_by: str) -> Alias:
+    if proof.evaluation is not None and proof.force:
+        raise PromotionInvalid("`evaluation` and `force` exclude each other; send the one that is the reason.")
+    before = find_alias(db_session, optimizer, CHAMPION)
+    if before is None or before.number == version.number:  # there is nothing to beat
         return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by)
-    if not force:
-        raise PromotionUnproven(optimizer.name, version.number, champion.number)
-    return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by, forced=True)
+    if not proof.force:
+        winner, loser = f"{optimizer.name}@{version.number}", f"{optimizer.name}@{before.number}"
+        if proof.evaluation is None or not beat(db_session, proof.evaluation, winner=winner, loser=loser):
+            raise PromotionUnproven(winner, loser, proof.evaluation)
+    return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by, proof=proof)
 
 
 def point(
-    db_session: Session, optimizer: Optimizer, alias: str, version: Version, *, moved_by: str, forced: bool = False
+    db_session: Session,
+    optimizer: Optimizer,
+    alias: str,
+    version: Version,
+    *,
+    moved_by: str,
+    proof: Proof = NO_PROOF,
 ) -> Alias:
     """Point any alias at a version and write the move down; where it points there already, nothing changes."""
     found = find_alias(db_session, optimizer, alias)
@@ -91,7 +121,8 @@ def point(
     elif found.number == version.number:
         return found
     found.number = version.number
-    move = AliasMove(optimizer_id=optimizer.id, alias=alias, number=version.number, moved_by=moved_by, forced=forced)
+    move = AliasMove(optimizer_id=optimizer.id, alias=alias, number=version.number, moved_by=moved_by)
+    move.forced, move.evaluation = proof.force, proof.evaluation
     db_session.add(move)
     db_session.flush()
     return found

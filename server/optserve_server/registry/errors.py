@@ -130,10 +130,16 @@ class PromotionUnproven(RegistryError):
 
     problem = problems.PROMOTION_UNPROVEN
 
-    def __init__(self, optimizer: str, version: int, champion: int) -> None:
+    def __init__(self, version: str, champion: str, evaluation: str | None) -> None:
+        reason = (
+            f"nothing says that {version} beats it"
+            if evaluation is None
+            else f"the evaluation {shown(evaluation)} is not one in which {version} has beaten it"
+        )
         super().__init__(
-            f"{optimizer}@{champion} is the champion, and nothing proves that {optimizer}@{version} beats it. "
-            'To put it there all the same, send `"force": true` (`--force`, `force=True`); the history records it.',
+            f"{champion} is the champion, and {reason}. Name the `evaluation` in which it did (--evaluation ID; "
+            "`POST /v1/evaluations` with both of them makes one), or put it there all the same with "
+            '`"force": true` (--force).',
             champion=champion,
         )
 

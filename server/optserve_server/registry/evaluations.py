@@ -102,11 +102,11 @@ def cancel_evaluation(db_session: Session, evaluation: Evaluation) -> None:
 
 
 def add_curves(db_session: Session, evaluation: Evaluation, curves: Curves) -> None:
-    """Keep a finished cell, which shows that the evaluation comes on."""
-    cell = EvaluationCell(
-        evaluation_number=evaluation.number, task=curves.task, optimizer=curves.optimizer, curves=asdict(curves)
-    )
-    db_session.add(cell)
+    """Keep a finished cell, which shows that the evaluation comes on. One that is kept already stays as it is."""
+    key = {"evaluation_number": evaluation.number, "task": curves.task, "optimizer": curves.optimizer}
+    if db_session.get(EvaluationCell, key) is not None:
+        return
+    db_session.add(EvaluationCell(**key, curves=asdict(curves)))
     evaluation.done += 1
     evaluation.deaths = 0
     db_session.flush()

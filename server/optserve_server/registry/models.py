@@ -159,6 +159,8 @@ class AliasMove(Base):
     moved_by: Mapped[str] = mapped_column(Text)
     forced: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether it put one champion in the place of another without proof that it is better."""
+    evaluation: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    """The id of the evaluation in which this champion beat the one before."""
 
     __table_args__ = (
         ForeignKeyConstraint(
@@ -166,6 +168,7 @@ class AliasMove(Base):
         ),
         Index(None, "optimizer_id", "id"),
         CheckConstraint("length(moved_by) > 0", "moved_by"),
+        CheckConstraint("NOT forced OR evaluation IS NULL", "proof"),
     )
 
 

@@ -11,8 +11,9 @@ evaluation and the demo see. What tells them apart can be seen in the task itsel
   but that is only probable; `in_half` makes it certain. It looks at one number of a task, which f depends on: the
   held-out half has the numbers that bfloat16 can hold, one in 65,536 of float32, and the training half all others.
 
-Everything is drawn on `generator.device`. `batch` and `loss` run at every step, so they never wait for the device: no
-`.item()`, no shape that depends on data. `loss` is differentiated twice, through `vmap`, in float32 and in float64.
+Everything is drawn on `generator.device`, and nothing looks at the numbers of a tensor (no `.item()`, no shape that
+depends on data): a step never waits for the device, and runs on tensors that have shapes only, as the estimate of a
+recipe's memory does. `loss` is differentiated twice, through `vmap`, in float32 and in float64.
 """
 
 import math

@@ -65,8 +65,9 @@ class MarkovRNN:
         start = torch.randint(self.symbols, (2, tasks, self.batch_size), generator=generator, device=device)
         sequence = [*start]
         for _ in range(2, self.length):
-            # The first of exponential waiting times with these rates is distributed as the softmax of their logarithms.
-            waits = torch.empty(tasks, self.batch_size, self.symbols, device=device).exponential_(generator=generator)
+            # Of exponential waiting times, the first is distributed as the softmax of the logarithms of their rates.
+            uniform = torch.rand(tasks, self.batch_size, self.symbols, generator=generator, device=device)
+            waits = -uniform.log()
             sequence.append((logits[chains, sequence[-2], sequence[-1]] - waits.log()).argmax(dim=-1))
         one_hot = torch.eye(self.symbols, dtype=logits.dtype, device=device)
         return {"sequences": one_hot[torch.stack(sequence, dim=2)]}
@@ -74,20 +75,21 @@ class MarkovRNN:
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """Mean cross-entropy of every symbol but the first, given those before it."""
         tensors = unflatten(theta, self.shapes)
-        sequences = batch["sequences"]
-        hidden = theta.new_zeros(self.batch_size, self.hidden_size)
-        outputs = []
-        for inputs in sequences[:, :-1].unbind(dim=1):
-            hidden = _gru_cell(tensors, inputs, hidden)
-            outputs.append(hidden @ tensors["output.weight"].T + tensors["output.bias"])
-        return cross_entropy(torch.stack(outputs, dim=1).flatten(0, 1), sequences[:, 1:].flatten(0, 1))
+        sequences = batch["sequences"].transpose(0, 1)  # time first
+        hidden_states = _gru(tensors, sequences[:-1])
+        logits = hidden_states @ tensors["output.weight"].T + tensors["output.bias"]
+        return cross_entropy(logits.flatten(0, 1), sequences[1:].flatten(0, 1))
 
 
-def _gru_cell(tensors: dict[str, Tensor], inputs: Tensor, hidden: Tensor) -> Tensor:
-    """h ← (1 − z) ⊙ n + z ⊙ h for rows of inputs `[batch, in]` and hidden states `[batch, hidden]`."""
-    from_inputs = (inputs @ tensors["weight_ih"].T + tensors["bias_ih"]).chunk(3, dim=1)
-    from_hidden = (hidden @ tensors["weight_hh"].T + tensors["bias_hh"]).chunk(3, dim=1)
-    r = torch.sigmoid(from_inputs[0] + from_hidden[0])
-    z = torch.sigmoid(from_inputs[1] + from_hidden[1])
-    n = torch.tanh(from_inputs[2] + r * from_hidden[2])
-    return (1 - z) * n + z * hidden
+def _gru(tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """h_t = (1 − z) ⊙ n + z ⊙ h_{t−1} from h = 0, for inputs `[time, batch, in]`: `[time, batch, hidden]`."""
+    from_inputs = (inputs @ tensors["weight_ih"].T + tensors["bias_ih"]).chunk(3, dim=2)
+    weight, bias = tensors["weight_hh"].T, tensors["bias_hh"]
+    hidden, states = torch.zeros_like(from_inputs[0][0]), []
+    for to_r, to_z, to_n in zip(*(part.unbind() for part in from_inputs), strict=True):
+        hidden_to_r, hidden_to_z, hidden_to_n = (hidden @ weight + bias).chunk(3, dim=1)
+        r, z = torch.sigmoid(to_r + hidden_to_r), torch.sigmoid(to_z + hidden_to_z)
+        n = torch.tanh(to_n + r * hidden_to_n)
+        hidden = n + z * (hidden - n)
+        states.append(hidden)
+    return torch.stack(states)

@@ -1,15 +1,13 @@
 """The contract of an estimator of the meta-gradient."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.trajectories import Group
-from optserve_server.optimizers import Optimizer
+from optserve_server.optimizers import Optimizer, Phi
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +35,14 @@ class MetaGradient:
 
 
 class Estimator(Protocol):
-    """Advances a group by one window and estimates ∇_φ of the window's meta-loss, averaged over its tasks."""
+    """Estimates ∇_φ of the meta-loss, averaged over a group's tasks, window by window. A frozen dataclass."""
 
-    def __call__(
-        self,
-        recipe: Recipe,
-        optimizer: Optimizer,
-        phi: Mapping[str, Tensor],
-        group: Group,
-        window: Window,
-        generator: torch.Generator,
+    def begin(self, group: Group, optimizer: Optimizer, phi: Phi, generator: torch.Generator) -> Group:
+        """The group, at θ_0, in the form in which `estimate` takes it; it may draw what lasts for a trajectory."""
+        ...
+
+    def estimate(
+        self, optimizer: Optimizer, phi: Phi, group: Group, window: Window, generator: torch.Generator
     ) -> MetaGradient:
         """The meta-gradient of the group's next window; the group moves on in place."""
         ...
