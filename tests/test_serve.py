@@ -111,7 +111,7 @@ def test_options_go_before_the_environment_and_that_before_the_file(run, tmp_pat
 def test_a_unix_socket_is_its_owners_and_outlives_a_crash(optserve_command, tmp_path):
     path = tmp_path / "socket"
     for attempt in range(2):  # the second finds what the first left behind
-        command = [optserve_command, "serve", "--uds", str(path), "--data-dir", str(tmp_path / "data")]
+        command = [optserve_command, "serve", "--uds", path, "--data-dir", tmp_path / "data", "--workers", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert f"unix://{path}" in process.stdout.readline()

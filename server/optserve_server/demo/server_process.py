@@ -31,7 +31,8 @@ def running_server() -> Iterator[str]:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         log = Path(data_dir) / "server.log"
-        command = [sys.executable, "-m", "optserve", "serve", "--port", str(port), "--data-dir", data_dir]
+        options = ["--port", str(port), "--data-dir", data_dir, "--workers", "0"]
+        command = [sys.executable, "-m", "optserve", "serve", *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTSERVE_")}
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -40,10 +40,13 @@ class Record:
         if self.best_phi is None:
             raise ValueError(f"no checkpoint yet: the first comes at outer step {recipe.checkpoints.every}")
         metrics = {"meta_loss_held_out": self.best_meta_loss_held_out, "outer_step": self.best_outer_step}
-        return weights.encode(recipe.optimizer(), self.best_phi, _metadata(recipe, self.meta_losses, metrics))
+        curve = json.dumps([float(f"{loss:.7g}") for loss in self.meta_losses])
+        metadata = {**provenance(recipe, metrics), "meta_losses": curve}
+        return weights.encode(recipe.optimizer(), self.best_phi, metadata)
 
 
-def _metadata(recipe: Recipe, meta_losses: Sequence[float], metrics: Mapping[str, float]) -> dict[str, str]:
+def provenance(recipe: Recipe, metrics: Mapping[str, float]) -> dict[str, str]:
+    """The metadata of a weight file: the recipe, what φ measured, and the software that computed it."""
     return {
         "optimizer": recipe.name,
         "description": recipe.description,
@@ -52,6 +55,5 @@ def _metadata(recipe: Recipe, meta_losses: Sequence[float], metrics: Mapping[str
         "torch": torch.__version__,
         "optserve": version("optserve"),
         "machine": platform.machine(),
-        "meta_losses": json.dumps([float(f"{loss:.7g}") for loss in meta_losses]),
         "metrics": json.dumps(metrics, sort_keys=True),
     }

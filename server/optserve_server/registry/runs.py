@@ -99,6 +99,16 @@ def find_training_checkpoint(db_session: Session, run: MetaTrainingRun) -> Train
     return db_session.get(TrainingCheckpoint, run.number)
 
 
+def get_metrics(db_session: Session, run: MetaTrainingRun, outer_step: int) -> MetaTrainingMetrics:
+    """The row of one outer step, which has been made."""
+    return db_session.get_one(MetaTrainingMetrics, (run.number, outer_step))
+
+
+def find_start(db_session: Session, run: MetaTrainingRun) -> Version | None:
+    """The version whose weights are the run's φ_0, where it starts from one."""
+    return None if run.start_from_id is None else db_session.get_one(Version, run.start_from_id)
+
+
 # --- writing: those who ask for runs ----------------------------------------------------------------------------------
 
 

@@ -8,12 +8,10 @@ they are. Pages that are free hold zeros, and where the system allows it no memo
 
 import math
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -132,14 +130,6 @@ class Arena:
         flat[inner_end // FLOAT_BYTES : end // FLOAT_BYTES] = 0
         for piece in range(inner_start, inner_end, _RETURN_BYTES):
             self._map.madvise(mmap.MADV_DONTNEED, piece, min(_RETURN_BYTES, inner_end - piece))
-
-
-def default_state_memory() -> int:
-    """Half of the memory this process may use, in bytes: the machine's, or its control group's if that is less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    text = group.read_text().strip() if group.is_file() else "max"
-    return min(machine, int(text) if text.isdigit() else machine) // 2
 
 
 def _reserve_pages(page_bytes: int, limit: int) -> tuple[mmap.mmap | None, Tensor]:

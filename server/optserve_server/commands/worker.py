@@ -1,0 +1,71 @@
+"""`optserve worker`: carries out what is queued in the database."""
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, settings_from
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_NICENESS = 10
+"""How far workers stand back for whatever serves on the same machine."""
+
+
+def worker(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda.  [default: auto]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; another number may change the last bits of φ.  [default: 1]")
+    ] = None,
+    stop_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Carry out meta-training runs, one at a time, until stopped (Ctrl-C).
+
+    Any number of workers may share a database. One that is stopped gives its run back, and one that dies loses it to
+    another within half a minute; either way the run goes on from its last training checkpoint.
+    """
+    os.nice(_NICENESS)
+    stop = threading.Event()
+    _stop_at_signals(stop)
+    if stop_with_parent:
+        threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
+    settings = settings_from(database_url=database_url, data_dir=data_dir, device=device, threads=threads)
+    import torch
+
+    from optserve_server import logs
+    from optserve_server.worker.devices import find_device
+    from optserve_server.worker.worker import Worker
+
+    logs.configure()
+    try:
+        found = find_device(settings.device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+    torch.set_num_threads(settings.threads)
+    with opened_database(settings) as database:
+        database.upgrade()
+        Worker(database, found, stop).work()
+
+
+def _stop_at_signals(stop: threading.Event) -> None:
+    def shut_down(number: int, frame: "FrameType | None") -> None:
+        signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+        # In a thread, for the one that is interrupted here may be holding the event's lock.
+        threading.Thread(target=stop.set).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, shut_down)
+
+
+def _wait_for_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()  # until the parent is gone, which holds the other end
+    stop.set()
