@@ -17,6 +17,7 @@ from optserve_server.metatraining.outer_loop import OuterLoop
 from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import LEARNED, Coordinatewise, HiddenState, Observations, Optimizer, Phi
+from optserve_server.optimizers.steppers import Stepper
 
 EVERY = pytest.mark.parametrize("kind", ["es", "pes", "nres"])
 WINDOW, WINDOWS = 5, 4
@@ -148,27 +149,34 @@ def test_a_particle_is_the_inner_loop_under_its_phi(kind: str, architecture: str
     group = estimator.begin(first_group(parsed, optimizer), optimizer, phi, torch.Generator().manual_seed(1))
     assert isinstance(group, ParticleGroup)
     seen: list[dict[str, Tensor]] = []
-    original = group.advance
+    original = group.stepper
 
-    def advance(optimizer: Optimizer, phi: Phi, observations: Observations) -> None:
-        before, state = group.theta, group.state
-        original(optimizer, phi, observations)
-        for member in (0, 4, len(before) - 1):
-            alone = {name: weight[member] for name, weight in phi.items()}
-            h = HiddenState(state.coordinates[member], {name: array[member] for name, array in state.arrays.items()})
-            told = Observations(
-                observations.gradients[member],
-                observations.clock,
-                before[member],
-                observations.loss[member],  # type: ignore[index]
-                observations.horizon[member],  # type: ignore[index]
-                observations.shapes,
-            )
-            updates, _ = optimizer.step(alone, told, h)
-            torch.testing.assert_close(group.theta[member], before[member] + updates, rtol=1e-4, atol=1e-6)
-        seen.append(dict(phi))
+    def watched(optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
+        taken = original(optimizer, phi, steps, second_order=second_order)
+        step = taken.step
 
-    group.advance = advance  # type: ignore[method-assign]
+        def watched_step(observations: Observations) -> Tensor:
+            state, updates = taken.state, step(observations)
+            for member in (0, 4, len(updates) - 1):
+                alone = {name: weight[member] for name, weight in phi.items()}
+                arrays = {name: array[member] for name, array in state.arrays.items()}
+                told = Observations(
+                    observations.gradients[member],
+                    observations.clock,
+                    group.theta[member],
+                    observations.loss[member],  # type: ignore[index]
+                    observations.horizon[member],  # type: ignore[index]
+                    observations.shapes,
+                )
+                expected, _ = optimizer.step(alone, told, HiddenState(state.coordinates[member], arrays))
+                torch.testing.assert_close(updates[member], expected, rtol=1e-4, atol=1e-6)
+            seen.append(dict(phi))
+            return updates
+
+        taken.step = watched_step  # type: ignore[method-assign]
+        return taken
+
+    group.stepper = watched  # type: ignore[method-assign]
     generator = torch.Generator().manual_seed(2)
     for first in (0, 2):
         estimator.estimate(optimizer, phi, group, Window(first, 2, 4), generator)

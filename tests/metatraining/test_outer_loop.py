@@ -157,8 +157,9 @@ def test_meta_losses_by_hand() -> None:
     assert meta_loss(MetaLoss(kind="log", floor=1.0), losses).tolist() == pytest.approx(expected)
 
 
-def test_the_same_seed_gives_the_same_phi_bit_for_bit() -> None:
-    parsed = recipe(meta_optimizer={"kind": "adam", "outer_steps": 4})
+@pytest.mark.parametrize("second_order", [True, False])
+def test_the_same_seed_gives_the_same_phi_bit_for_bit(second_order: bool) -> None:
+    parsed = recipe(meta_optimizer={"kind": "adam", "outer_steps": 4}, gradient={"second_order": second_order})
     runs = []
     for _ in range(2):
         loop = OuterLoop(parsed)

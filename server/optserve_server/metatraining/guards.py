@@ -6,7 +6,7 @@ to its θ_t from the overflown f is stopped there.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ class Guard:
         if theta.requires_grad:
             theta.register_hook(self._contain)  # type: ignore[no-untyped-call]
 
-    def marked(self, losses: Sequence[Tensor]) -> Tensor:
-        """The losses after each step, `[steps, tasks]`, infinite from where on a task is not finite."""
-        return torch.stack(list(losses)).where(torch.stack(self._history[1:]), math.inf)
+    def marked(self, losses: Tensor) -> Tensor:
+        """The losses after each step, `[steps, tasks]`, but infinite from where on a task is not finite."""
+        return losses.where(torch.stack(self._history[1:]), math.inf)
 
     def gradients(self, meta_losses: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """∇_φ of the mean meta-loss, `[tasks]`; a task that is not finite, or whose derivative is not, adds zero."""

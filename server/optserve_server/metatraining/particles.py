@@ -9,6 +9,7 @@ from torch import Tensor
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
+from optserve_server.optimizers.steppers import ModuleStepper, Step, Stepper
 from optserve_server.tasks.base import Batch, Theta, vectorized
 
 _CACHE_BYTES = 2 * 2**20  # with everything at once a step of many particles takes half as long again
@@ -54,36 +55,9 @@ class ParticleGroup(Group):
         losses: Tensor = torch.vmap(vectorized(self.family), in_dims=(0, None, None))(each, self.task_data, batch)
         return losses.flatten()
 
-    def advance(self, optimizer: Optimizer, phi: Phi, observations: Observations) -> None:
-        """θ_{t+1} and h_{t+1} from what step t observes; `phi` is `[particles·tasks, …]`."""
-
-        def one(
-            phi: Phi,
-            state: HiddenState,
-            gradients: Tensor,
-            parameters: Tensor | None,
-            loss: Tensor | None,
-            horizon: Tensor | None,
-        ) -> tuple[Updates, HiddenState]:
-            seen = Observations(gradients, observations.clock, parameters, loss, horizon, observations.shapes)
-            return optimizer.step(phi, seen, state)
-
-        updates, self.state = torch.vmap(one, chunk_size=self._together())(
-            dict(phi),
-            self.state,
-            observations.gradients,
-            observations.parameters,
-            observations.loss,
-            observations.horizon,
-        )
-        self.move(updates)
-
-    def _together(self) -> int | None:
-        """How many inner loops are stepped at once: on a CPU as many as its cache holds the hidden states of."""
-        coordinates = self.state.coordinates
-        if coordinates.device.type != "cpu":
-            return None
-        return max(1, _CACHE_BYTES // (coordinates[0].numel() * coordinates.element_size()))
+    def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
+        """What steps the optimizer through the next window; `phi` is `[particles·tasks, …]`."""
+        return ModuleStepper(_step_each(optimizer.step), phi, self.state)
 
     def gather(self, particle: int) -> None:
         """Let all particles go on from where this one is."""
@@ -99,3 +73,38 @@ class ParticleGroup(Group):
     def to_state(self) -> State:
         """All of it, for a training checkpoint."""
         return {**super().to_state(), "particles": self.particles, "noise": self.noise}
+
+
+def _step_each(step: Step) -> Step:
+    """`step` of many inner loops, each with a φ of its own: the first dimension of everything but the clock."""
+
+    def step_each(phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+        def one(
+            phi: Phi,
+            state: HiddenState,
+            gradients: Tensor,
+            parameters: Tensor | None,
+            loss: Tensor | None,
+            horizon: Tensor | None,
+        ) -> tuple[Updates, HiddenState]:
+            seen = Observations(gradients, observations.clock, parameters, loss, horizon, observations.shapes)
+            return step(phi, seen, state)
+
+        stepped: tuple[Updates, HiddenState] = torch.vmap(one, chunk_size=_together(state.coordinates))(
+            dict(phi),
+            state,
+            observations.gradients,
+            observations.parameters,
+            observations.loss,
+            observations.horizon,
+        )
+        return stepped
+
+    return step_each
+
+
+def _together(coordinates: Tensor) -> int | None:
+    """How many inner loops are stepped at once: on a CPU as many as its cache holds the hidden states of."""
+    if coordinates.device.type != "cpu":
+        return None
+    return max(1, _CACHE_BYTES // (coordinates[0].numel() * coordinates.element_size()))

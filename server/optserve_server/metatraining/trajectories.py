@@ -15,6 +15,7 @@ from optserve_server.metatraining.guards import Guard
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
+from optserve_server.optimizers.steppers import Stepper, stepper
 from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, vectorized
 
 
@@ -54,10 +55,9 @@ class Group:
         losses: Tensor = vectorized(self.family)(scaled, self.task_data, batch)
         return losses
 
-    def advance(self, optimizer: Optimizer, phi: Phi, observations: Observations) -> None:
-        """θ_{t+1} and h_{t+1} from what step t observes."""
-        updates, self.state = optimizer.step(phi, observations, self.state)
-        self.move(updates)
+    def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
+        """What steps the optimizer through the next window."""
+        return stepper(optimizer, phi, self.state, steps, second_order=second_order)
 
     def move(self, updates: Updates) -> None:
         """θ_{t+1} = θ_t + g_t."""
@@ -118,22 +118,27 @@ def unroll(
     `second_order` through ∂∇_t/∂φ too. With a `guard`, tasks that diverge do not disturb the others' gradients.
     """
     clocks = torch.arange(first_step, first_step + steps, dtype=torch.float64, device=group.theta.device)
+    taken = group.stepper(optimizer, phi, steps, second_order=second_order)
+    linearised = torch.is_grad_enabled() and not second_order
     losses: list[Tensor] = []
-    for index in range(steps):
+    slopes: list[Tensor] = []
+    for index in range(steps + 1):
         loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
         losses.append(loss)
         theta = group.theta
         if guard is not None:
             theta, loss, gradients = guard.admit(theta, loss, gradients)
-        if not second_order:
-            theta, loss = theta.detach(), loss.detach()
-        observations = _observations(group, theta, loss, gradients, clocks[index : index + 1], horizon)
-        group.advance(optimizer, phi, observations)
-    losses.append(group.losses(group.theta, group.draw_batch(generator)))
-    if guard is None:
-        return torch.stack(losses[1:])
-    guard.check(group.theta, losses[-1])
-    return guard.marked(losses[1:])
+        if linearised:
+            slopes.append(gradients)
+        if index < steps:
+            clock = clocks[index : index + 1]
+            updates = taken.step(_observations(group, theta, loss, gradients, clock, horizon))
+            group.move(updates if second_order else updates.detach())
+    group.state = taken.state
+    followed = torch.stack(losses[1:])
+    if linearised:
+        followed = followed + _tangents(torch.stack(slopes[1:]), taken.updates())
+    return followed if guard is None else guard.marked(followed)
 
 
 def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
@@ -152,17 +157,19 @@ def _observations(
 
 
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:
-    """f(θ_t) of each task with its graph, `[tasks]`, and ∇_t, `[tasks, n]`."""
+    """f(θ_t) of each task, `[tasks]`, and ∇_t, `[tasks, n]`; with their graph if `second_order`."""
     batch = group.draw_batch(generator)
     with torch.enable_grad():
-        theta = group.theta if second_order else group.theta.detach()
-        theta = theta if theta.requires_grad else theta.requires_grad_()
+        theta = group.theta if group.theta.requires_grad else group.theta.detach().requires_grad_()
         loss = group.losses(theta, batch)
         (gradients,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-    if second_order:
-        return loss, gradients
-    if not torch.is_grad_enabled():
-        return loss.detach(), gradients
-    # First order: f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
-    tangent = (gradients * (group.theta - theta.detach())).sum(dim=1)
-    return loss.detach() + tangent, gradients
+    return loss if second_order else loss.detach(), gradients
+
+
+def _tangents(gradients: Tensor, updates: Tensor) -> Tensor:
+    """Zeros, `[steps, tasks]`, that follow the updates as f(θ_t) after each step does, by ∇_t, `[steps, tasks, n]`.
+
+    f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
+    """
+    moves = updates.view_as(gradients).cumsum(dim=0)
+    return (gradients * (moves - moves.detach())).sum(dim=2)

@@ -1,4 +1,4 @@
-"""The optimizers that have a kernel of their own on the CPU, and how each is handed to it."""
+"""The optimizers that have a kernel on the CPU, as the networks that it steps."""
 
 import math
 from collections.abc import Callable
@@ -8,69 +8,147 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers import recurrent_kernel, rnnprop
+from optserve_server.optimizers import rnnprop
 from optserve_server.optimizers.base import PAGE, Observations, Phi, Updates
+from optserve_server.optimizers.cores import share_out
+from optserve_server.optimizers.kernels import recurrent, recurrent_gradient
+from optserve_server.optimizers.kernels.networks import (
+    IDENTITY,
+    LOG_SIGN,
+    MOMENTS,
+    Float32s,
+    Network,
+    pack_cells,
+    transposed_cells,
+    unpack_cells,
+)
+from optserve_server.optimizers.kernels.products import BLOCK
+from optserve_server.optimizers.kernels.recurrent_gradient import SEGMENT, Derivatives, Window, make_derivatives
 from optserve_server.optimizers.lstm import LSTM, P
 from optserve_server.optimizers.moments import bias_correction
-from optserve_server.optimizers.recurrent_kernel import pack_cells
 from optserve_server.optimizers.rnnprop import RNNprop
 
-FusedStep = Callable[[Any, Phi, Tensor, Tensor, Observations], Updates]
-"""Steps pages in place: optimizer, φ, arena `[capacity, features, 256]`, page numbers, observations → updates."""
+__all__ = ["BLOCK", "FUSED", "SEGMENT", "RecurrentKernel", "compile_kernels", "corrections_of", "step_fused"]
+
+_BLOCKS_A_CORE = 16  # with fewer, handing a step over to another core costs more than it saves
+_CHUNKS = 64  # at most so many, in which the derivative is summed: enough for any number of cores
 
 
-def step_lstm(optimizer: LSTM, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
-    """`LSTM.step` on pages."""
+def lstm_network(optimizer: LSTM, phi: Phi) -> Network:
+    """What `LSTM.step` computes."""
+    widths, cells = pack_cells(phi, optimizer.layers)
+    return Network(
+        inputs=LOG_SIGN if optimizer.preprocessing == "log-sign" else IDENTITY,
+        rows=0,
+        constants=np.array([math.exp(-P), P], np.float32),
+        projection=np.zeros((0, 3), np.float32),
+        widths=widths,
+        cells=cells,
+        readout=_readout(phi),
+        scale=np.float32(optimizer.output_scale),
+        bounded=False,
+    )
+
+
+def rnnprop_network(optimizer: RNNprop, phi: Phi) -> Network:
+    """What `RNNprop.step` computes."""
+    widths, cells = pack_cells(phi, optimizer.layers)
+    return Network(
+        inputs=MOMENTS,
+        rows=2,
+        constants=np.array([optimizer.beta, rnnprop.EPSILON**2, rnnprop.LARGEST], np.float32),
+        projection=np.concatenate((phi["input.weight"].numpy(), phi["input.bias"].numpy()[:, np.newaxis]), axis=1),
+        widths=widths,
+        cells=cells,
+        readout=_readout(phi),
+        scale=np.float32(optimizer.output_scale),
+        bounded=True,
+    )
+
+
+FUSED: dict[str, Callable[[Any, Phi], Network]] = {LSTM.kind: lstm_network, RNNprop.kind: rnnprop_network}
+
+
+def step_fused(optimizer: Any, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
+    """`optimizer.step` on the pages `numbers` of `arena` `[capacity, features, 256]`, in place."""
+    gradients = observations.gradients.numpy()
     updates = torch.empty_like(observations.gradients)
-    smallest = math.exp(-P) if optimizer.preprocessing == "log-sign" else 0.0
-    recurrent_kernel.step_lstm_pages(
-        arena.numpy(),
-        numbers.numpy(),
-        observations.gradients.numpy(),
-        *pack_cells(phi, optimizer.layers),
-        *_output(phi),
-        np.float32(optimizer.output_scale),
-        np.float32(smallest),
-        np.float32(P),
-        updates.numpy(),
-    )
+    network = FUSED[optimizer.kind](optimizer, phi)
+    corrections = np.ascontiguousarray(corrections_of(optimizer, observations))
+    recurrent.step_pages(network, arena.numpy(), numbers.numpy(), gradients, corrections, updates.numpy())
     return updates
 
 
-def step_rnnprop(optimizer: RNNprop, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
-    """`RNNprop.step` on pages."""
-    gradients = observations.gradients
-    updates = torch.empty_like(gradients)
-    corrections = bias_correction(optimizer.beta, observations.clock, gradients).expand_as(gradients)
-    recurrent_kernel.step_rnnprop_pages(
-        arena.numpy(),
-        numbers.numpy(),
-        gradients.numpy(),
-        np.ascontiguousarray(corrections),
-        phi["input.weight"].numpy(),
-        phi["input.bias"].numpy(),
-        *pack_cells(phi, optimizer.layers),
-        *_output(phi),
-        np.float32(optimizer.output_scale),
-        np.float32(optimizer.beta),
-        np.float32(rnnprop.EPSILON),
-        np.float32(rnnprop.LARGEST),
-        updates.numpy(),
-    )
-    return updates
+def corrections_of(optimizer: Any, observations: Observations) -> Tensor:
+    """1 − β^{t+1} of each coordinate, of the gradients' shape; the gradients themselves where nothing is corrected."""
+    if not isinstance(optimizer, RNNprop):
+        return observations.gradients
+    return bias_correction(optimizer.beta, observations.clock, observations.gradients).expand_as(observations.gradients)
 
 
-FUSED: dict[str, FusedStep] = {LSTM.kind: step_lstm, RNNprop.kind: step_rnnprop}
+class RecurrentKernel:
+    """A network stepped block by block through a window, and its derivative by φ.
+
+    All tensors are float32 on the CPU: pages `[blocks, features, 64]`, gradients, corrections and updates
+    `[blocks, 64]`. Results are the same bits on any number of cores.
+    """
+
+    def __init__(self, optimizer: Any, phi: Phi, blocks: int) -> None:
+        self._network = FUSED[optimizer.kind](optimizer, {name: weight.detach() for name, weight in phi.items()})
+        self._numbers = np.arange(blocks)
+
+    def step(self, pages: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor) -> None:
+        """One step, the pages in place."""
+        arrays = [tensor.numpy() for tensor in (gradients, corrections, updates)]
+
+        def step(first: int, last: int) -> None:
+            numbers = self._numbers[first:last]
+            recurrent.step_pages(self._network, pages.numpy(), numbers, *(array[first:last] for array in arrays))
+
+        share_out(len(self._numbers), _BLOCKS_A_CORE, step)
+
+    def derivative(
+        self, gradients: Tensor, corrections: Tensor, states: Tensor, cotangents: Tensor
+    ) -> dict[str, Tensor]:
+        """The cotangents of φ by name, from what `step` was given and those of its updates, `[steps, blocks, 64]`.
+
+        `states` are the pages before every `SEGMENT`-th step.
+        """
+        blocks_a_chunk = -(-len(self._numbers) // _CHUNKS)
+        chunks = -(-len(self._numbers) // blocks_a_chunk)
+        derivatives = make_derivatives(self._network, chunks)
+        window = Window(*(tensor.numpy() for tensor in (gradients, corrections, states, cotangents)))
+        transposed = transposed_cells(self._network)
+
+        def differentiate(first: int, last: int) -> None:
+            recurrent_gradient.differentiate(
+                self._network, transposed, window, first, last, blocks_a_chunk, derivatives
+            )
+
+        share_out(chunks, 1, differentiate)
+        return _by_name(self._network, derivatives)
+
+
+def _by_name(network: Network, derivatives: Derivatives) -> dict[str, Tensor]:
+    # Summed over chunks in their order.
+    cells, projection, readout = (part.sum(axis=0, dtype=np.float64) for part in derivatives)
+    named = unpack_cells(cells, network.widths)
+    readout = readout.sum(axis=1)
+    named |= {"output.weight": readout[np.newaxis, :-1], "output.bias": readout[-1:]}
+    rows = len(network.projection)
+    if rows:
+        named |= {"input.weight": projection[:rows, :2], "input.bias": projection[:rows, 2]}
+    return {name: torch.from_numpy(np.ascontiguousarray(values, np.float32)) for name, values in named.items()}
 
 
 def compile_kernels() -> None:
-    """Compile all kernels, or read them from Numba's cache: seconds the first time on a machine, then 0.1 s."""
-    for optimizer in (LSTM(hidden_size=1, layers=1), RNNprop(hidden_size=1, layers=1)):
-        phi = optimizer.initial_phi(torch.Generator())
-        arena = torch.zeros(1, len(optimizer.features), PAGE)
-        observations = Observations(torch.zeros(1, PAGE), torch.zeros(1))
-        FUSED[optimizer.kind](optimizer, phi, arena, torch.zeros(1, dtype=torch.int64), observations)
+    """Compile what serves, or read it from the cache: seconds the first time on a machine, then 0.1 s."""
+    optimizer = LSTM(hidden_size=1, layers=1)
+    phi = optimizer.initial_phi(torch.Generator())
+    arena = torch.zeros(1, len(optimizer.features), PAGE)
+    observations = Observations(torch.zeros(1, PAGE), torch.zeros(1))
+    step_fused(optimizer, phi, arena, torch.zeros(1, dtype=torch.int64), observations)
 
 
-def _output(phi: Phi) -> tuple[recurrent_kernel.Float32s, np.float32]:
-    return phi["output.weight"].numpy()[0], np.float32(phi["output.bias"].item())
+def _readout(phi: Phi) -> Float32s:
+    return np.concatenate((phi["output.weight"].numpy()[0], phi["output.bias"].numpy()))

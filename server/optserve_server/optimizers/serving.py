@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optserve_server.optimizers.base import PAGE, HiddenState, Observations, Optimizer, Phi, Updates
-from optserve_server.optimizers.fused import FUSED
+from optserve_server.optimizers.fused import FUSED, step_fused
 
 _GROUP_BYTES = 1 << 19  # of hidden state; measured best between 2^18 and 2^20 on 2 MB of second-level cache
 
@@ -49,7 +49,7 @@ def step_pages(
 
 def _step(optimizer: Optimizer, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
     if optimizer.kind in FUSED:
-        return FUSED[optimizer.kind](optimizer, phi, arena, numbers, observations)
+        return step_fused(optimizer, phi, arena, numbers, observations)
     return _step_module(optimizer, phi, arena, numbers, observations)
 
 

@@ -1,0 +1,158 @@
+"""Steppers: an optimizer stepped through one window of an unroll, so that its updates are functions of φ.
+
+Where ∂∇_t/∂φ is dropped, the updates of a recurrent optimizer depend on φ through the kernel's sums alone, and the
+kernel has their derivative: float32, on the CPU. Everything else goes through the optimizer's module and autograd.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+
+from optserve_server.optimizers.base import HiddenState, Observations, Optimizer, Phi, Updates
+from optserve_server.optimizers.fused import BLOCK, FUSED, SEGMENT, RecurrentKernel, corrections_of
+
+Step = Callable[[Phi, Observations, HiddenState], tuple[Updates, HiddenState]]
+"""`Optimizer.step`, or what works alike."""
+
+
+class Stepper(Protocol):
+    """Steps a window's coordinates."""
+
+    @property
+    def state(self) -> HiddenState:
+        """h_t after the last step."""
+        ...
+
+    def step(self, observations: Observations) -> Updates:
+        """The update g_t; whether it carries a graph back to φ is the stepper's choice unless ∂∇_t/∂φ is kept."""
+        ...
+
+    def updates(self) -> Tensor:
+        """All updates so far with their graph back to φ, `[steps, …, n]`; not where gradients are disabled."""
+        ...
+
+
+def stepper(optimizer: Optimizer, phi: Phi, state: HiddenState, steps: int, *, second_order: bool) -> Stepper:
+    """A stepper from h_t = `state` on, for `steps` steps.
+
+    Without `second_order` the observations carry no graph, and `state` carries none from one window to the next.
+    """
+    if not second_order and _fits_kernel(optimizer, phi, state.coordinates):
+        return FusedStepper(optimizer, phi, state, steps)
+    return ModuleStepper(optimizer.step, phi, state)
+
+
+def _fits_kernel(optimizer: Optimizer, phi: Phi, coordinates: Tensor) -> bool:
+    one_row = coordinates.dim() == 2 and not coordinates.requires_grad
+    tensors = (coordinates, *phi.values())
+    return (
+        optimizer.kind in FUSED
+        and one_row
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
+class ModuleStepper:
+    """The optimizer's own `step`, under autograd."""
+
+    def __init__(self, step: Step, phi: Phi, state: HiddenState) -> None:
+        self._step, self._phi = step, phi
+        self._updates: list[Updates] = []
+        self.state = state
+
+    def step(self, observations: Observations) -> Updates:
+        """The update g_t, with its graph back to φ."""
+        updates, self.state = self._step(self._phi, observations, self.state)
+        if torch.is_grad_enabled():
+            self._updates.append(updates)
+        return updates
+
+    def updates(self) -> Tensor:
+        """All updates so far with their graph back to φ, `[steps, …, n]`."""
+        return torch.stack(self._updates)
+
+
+class FusedStepper:
+    """The kernel, a block of 64 coordinates at a time, and its derivative once for the whole window.
+
+    Of tensors that have shapes and no numbers (`FakeTensor`) it allocates all that it would, and computes nothing.
+    """
+
+    def __init__(self, optimizer: Any, phi: Phi, state: HiddenState, steps: int) -> None:
+        features, self._coordinates = state.coordinates.shape
+        self._optimizer, self._phi = optimizer, phi
+        blocks = -(-self._coordinates // BLOCK)
+        self._pages = torch.zeros(blocks, features, BLOCK)
+        self._kept = steps if torch.is_grad_enabled() else 1
+        self._gradients = torch.zeros(self._kept, blocks, BLOCK)
+        self._corrections = torch.ones(self._kept, blocks, BLOCK)
+        self._updates = torch.empty(self._kept, blocks, BLOCK)
+        self._states = torch.empty(-(-self._kept // SEGMENT), blocks, features, BLOCK)
+        self._kernel = None if isinstance(self._pages, FakeTensor) else RecurrentKernel(optimizer, phi, blocks)
+        self._taken = 0
+        self._fill_pages(state.coordinates)
+
+    @property
+    def state(self) -> HiddenState:
+        """h_t after the last step, without a graph."""
+        rows = self._pages.transpose(0, 1).flatten(1)
+        return HiddenState(rows[:, : self._coordinates].clone(), {})
+
+    def step(self, observations: Observations) -> Updates:
+        """The update g_t, without a graph."""
+        step = self._taken % self._kept
+        self._taken += 1
+        if step % SEGMENT == 0:
+            self._states[step // SEGMENT] = self._pages
+        self._row(self._gradients, step).copy_(observations.gradients)
+        self._row(self._corrections, step).copy_(corrections_of(self._optimizer, observations))
+        if self._kernel:
+            self._kernel.step(self._pages, self._gradients[step], self._corrections[step], self._updates[step])
+        return self._row(self._updates, step)
+
+    def updates(self) -> Tensor:
+        """All updates so far with their graph back to φ, `[steps, n]`."""
+        updates: Tensor = _Updates.apply(self, *self._phi.values())  # type: ignore[no-untyped-call]
+        return updates
+
+    def values(self) -> Tensor:
+        """The same without a graph."""
+        return self._updates[: self._taken].flatten(1)[:, : self._coordinates]
+
+    def cotangents(self, of_updates: Tensor) -> list[Tensor]:
+        """The cotangents of φ, in its order, from those of all updates, `[steps, n]`."""
+        steps = self._taken
+        cotangents = torch.zeros_like(self._gradients[:steps])
+        cotangents.view(steps, -1)[:, : self._coordinates] = of_updates
+        if not self._kernel:
+            return [torch.zeros_like(weight) for weight in self._phi.values()]
+        states = self._states[: -(-steps // SEGMENT)]
+        named = self._kernel.derivative(self._gradients[:steps], self._corrections[:steps], states, cotangents)
+        return [named[name] for name in self._phi]
+
+    def _row(self, blocks: Tensor, step: int) -> Tensor:
+        return blocks[step].view(-1)[: self._coordinates]
+
+    def _fill_pages(self, coordinates: Tensor) -> None:
+        whole = self._coordinates // BLOCK
+        inside, ends = coordinates[:, : whole * BLOCK], coordinates[:, whole * BLOCK :]
+        self._pages[:whole] = inside.reshape(len(inside), whole, BLOCK).transpose(0, 1)
+        self._pages[whole:, :, : ends.shape[1]] = ends
+
+
+class _Updates(torch.autograd.Function):
+    """φ → the updates of a window that has been stepped."""
+
+    @staticmethod
+    def forward(ctx: Any, stepped: FusedStepper, *_: Tensor) -> Tensor:
+        ctx.stepped = stepped
+        return stepped.values()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangents: Tensor) -> Any:
+        return None, *ctx.stepped.cotangents(cotangents)
