@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optserve_server.optimizers.base import Shapes
 from optserve_server.optimizers.moments import newest_share
-from optserve_server.optimizers.segments import means, spread
 
 DECAYS = (0.9, 0.99, 0.95, 0.999)
 EPSILON = 1e-12  # within roots; float32 holds the inverse of its cube, which is their derivative at 0
@@ -38,22 +36,26 @@ class Directions(NamedTuple):
     agile: Tensor  # of the fast mean over the fast square, which forgets large gradients fifty times as soon
 
 
-def without_spikes(before: Moments, gradients: Tensor, shapes: Shapes) -> Tensor:
-    """The gradients, those of a tensor scaled down where they are much larger than all its last ones together.
+def spike_scales(square: Tensor, usual: Tensor) -> Tensor:
+    """By how much a tensor's gradients are scaled down: where they are much larger than all its last ones together.
 
-    So one spike does not decide what the squares say for a thousand steps.
+    So one spike does not decide what the squares say for a thousand steps. `square` is the mean of the gradients'
+    squares, and `usual` that of the fast squares before them, `[…, K]`.
     """
-    square, usual = means(torch.stack((gradients.square(), before.fast_square), dim=-2), shapes).unbind(-2)
     excess = (square / (SPIKE**2 * usual + EPSILON**2)).clamp(min=1)
-    return spread(torch.where(usual > 0, torch.rsqrt(excess), 1.0), shapes) * gradients
+    return torch.where(usual > 0, torch.rsqrt(excess), 1.0)
 
 
-def follow_moments(before: Moments, gradients: Tensor, clock: Tensor, shapes: Shapes) -> Moments:
-    """The moments with one more gradient, after `clock` steps of each tensor, `[…, 1, K]`."""
-    shares = torch.cat([newest_share(decay, clock, gradients) for decay in DECAYS], dim=-2)
-    terms = (gradients, gradients, gradients.square(), gradients.square())
-    each = zip(before, terms, spread(shares, shapes).unbind(-2), strict=True)
-    return Moments(*(torch.lerp(mean, term, share) for mean, term, share in each))
+def newest_shares(clock: Tensor, like: Tensor) -> Tensor:
+    """The shares of the newest terms in the moments of each tensor after `clock` steps, `[…, 1, K]` → `[…, 4, K]`."""
+    return torch.cat([newest_share(decay, clock, like) for decay in DECAYS], dim=-2)
+
+
+def follow_moments(before: Moments, gradients: Tensor, shares: Tensor) -> Moments:
+    """The moments with one more gradient; `shares` are the newest term's, `[…, 4, n]`."""
+    squares = gradients.square()
+    terms = zip(before, (gradients, gradients, squares, squares), shares.unbind(-2), strict=True)
+    return Moments(*(torch.lerp(mean, term, share) for mean, term, share in terms))
 
 
 def directions_of(moments: Moments, gradients: Tensor) -> Directions:

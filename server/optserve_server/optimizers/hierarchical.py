@@ -24,9 +24,11 @@ from optserve_server.optimizers.directions import (
     features_of,
     follow_moments,
     inverse_root,
-    without_spikes,
+    newest_shares,
+    spike_scales,
 )
 from optserve_server.optimizers.hyperparameters import require_range
+from optserve_server.optimizers.layers import linear
 from optserve_server.optimizers.moments import newest_share
 from optserve_server.optimizers.readings import (
     Descent,
@@ -41,8 +43,8 @@ from optserve_server.optimizers.readings import (
     read_position,
     recovered,
 )
-from optserve_server.optimizers.scheduler import initial_scheduler_phi, linear, schedule
-from optserve_server.optimizers.segments import constants, spread, sums
+from optserve_server.optimizers.scheduler import initial_scheduler_phi, schedule
+from optserve_server.optimizers.segments import Piece, constants, joined, over_tensors, pieces, total
 
 RATE = 0.01  # where both the base and the scheduler's factor are 1
 LOG_RATES = (-20.0, 14.0)  # the least and the greatest rate, as logarithms of their quotient with RATE
@@ -113,13 +115,10 @@ class Hierarchical:
         g_i            = −0.01 · base · rate_k · d_i
         """
         shapes, arrays = observations.shapes, state.arrays
-        position, losses, descent, caution = _follow_session(arrays, observations)
         gradients = observations.gradients.clamp(-LARGEST, LARGEST)
-        before = Moments(*state.coordinates.unbind(-2))
-        seen = without_spikes(before, gradients, shapes)
-        moments = follow_moments(before, seen, arrays["clock"], shapes)
-        directions = directions_of(moments, seen)
-        tensors = _read_tensors(before, moments, directions, gradients, shapes)
+        position, losses, descent, caution = _follow_session(arrays, observations)
+        parts = _follow_coordinates(state.coordinates, gradients, arrays["clock"], shapes)
+        tensors = _read_tensors([part.sums for part in parts], shapes)
         alignment = _follow(arrays["alignment"], tensors.cosines, arrays["clock"])
         together = _follow(arrays["session_alignment"], tensors.cosine, arrays["session_clock"])
 
@@ -128,9 +127,10 @@ class Hierarchical:
         scheduled = schedule(phi, inputs, arrays["scheduler"], arrays["drift"], position.drifting.unsqueeze(-1))
         log_rate = scheduled.log_rate + (read_log_base(losses, descent, tensors.slope) + caution).unsqueeze(-2)
         rate = RATE * torch.exp(log_rate.clamp(*LOG_RATES))
-        updates = _updates(phi, moments, directions, tensors, scheduled.hidden, rate, shapes)
 
-        expected = -sums(gradients * updates, shapes).sum(dim=-1, keepdim=True)
+        updates = _updates(phi, parts, tensors, scheduled.hidden, rate, shapes)
+        expected = -over_tensors(shapes, lambda piece: piece.of(gradients) * piece.of(updates))
+        descent = follow_updates(descent, tensors.slope, expected.sum(dim=-1, keepdim=True))
         following = {
             "clock": arrays["clock"] + 1,
             "scheduler": scheduled.hidden,
@@ -138,11 +138,19 @@ class Hierarchical:
             "alignment": alignment,
             "session_clock": arrays["session_clock"] + 1,
             "losses": torch.stack(losses, dim=-2),
-            "descent": torch.stack(follow_updates(descent, tensors.slope, expected), dim=-2),
+            "descent": torch.stack(descent, dim=-2),
             "caution": caution.unsqueeze(-2),
             "session_alignment": together,
         }
-        return updates, HiddenState(torch.stack(moments, dim=-2), following)
+        return updates, HiddenState(joined([torch.stack(part.moments, dim=-2) for part in parts]), following)
+
+
+class _Part(NamedTuple):
+    """A piece of the coordinates."""
+
+    moments: Moments
+    directions: Directions
+    sums: Tensor  # over its tensors, what `_read_tensors` reads
 
 
 class _Tensors(NamedTuple):
@@ -170,22 +178,53 @@ def _follow_session(arrays: dict[str, Tensor], observations: Observations) -> tu
     return position, losses, descent, follow_caution(caution, losses, position.share)
 
 
-def _read_tensors(
-    before: Moments, moments: Moments, directions: Directions, gradients: Tensor, shapes: Shapes
-) -> _Tensors:
+def _follow_coordinates(coordinates: Tensor, gradients: Tensor, clock: Tensor, shapes: Shapes) -> list[_Part]:
+    """The coordinates' moments with one more gradient, after `clock` steps of each tensor, `[…, 1, K]`."""
+
+    def squares(piece: Piece) -> Tensor:
+        return torch.stack(
+            (piece.of(gradients).square(), Moments(*piece.of(coordinates).unbind(-2)).fast_square), dim=-2
+        )
+
+    means = over_tensors(shapes, squares) / constants(sizes(shapes), gradients)
+    scales = spike_scales(*means.unbind(-2)).unsqueeze(-2)
+    factors = torch.cat((scales, newest_shares(clock, gradients)), dim=-2)
+    return [_follow_piece(piece, coordinates, gradients, factors) for piece in pieces(shapes)]
+
+
+def _follow_piece(piece: Piece, coordinates: Tensor, gradients: Tensor, factors: Tensor) -> _Part:
+    before, gradients, factors = Moments(*piece.of(coordinates).unbind(-2)), piece.of(gradients), piece.spread(factors)
+    seen = factors[..., 0, :] * gradients
+    moments = follow_moments(before, seen, factors[..., 1:, :])
+    directions = directions_of(moments, seen)
     inverse, now = inverse_root(moments.slow_square), directions.now
     fast, slow = before.fast * inverse, before.slow * inverse
-    squares = (now.square(), fast.square(), slow.square(), directions.fast.square(), directions.slow.square())
-    others = (change_of(moments).abs(), moments.fast.square(), moments.slow_square)
-    terms = (now * fast, now * slow, (gradients * directions.fast).abs(), *squares, *others)
-    totals = sums(torch.stack(terms, dim=-2), shapes)
+    terms = (
+        now * fast,
+        now * slow,
+        now.square(),
+        fast.square(),
+        slow.square(),
+        (gradients * directions.fast).abs(),
+        directions.fast.square(),
+        directions.slow.square(),
+        change_of(moments).abs(),
+        moments.fast.square(),
+        moments.slow_square,
+    )
+    return _Part(moments, directions, piece.sums(torch.stack(terms, dim=-2)))
+
+
+def _read_tensors(sums: list[Tensor], shapes: Shapes) -> _Tensors:
+    """From the sums of all pieces, in the order of the terms above."""
+    totals = total(shapes, sums)
     averages = (totals / constants(sizes(shapes), totals))[..., 6:, :]
-    product, _, slope, of_now, of_fast = torch.split(totals[..., :5, :].sum(dim=-1, keepdim=True), 1, dim=-2)
+    product, _, of_now, of_fast, _, slope = torch.split(totals[..., :6, :].sum(dim=-1, keepdim=True), 1, dim=-2)
     return _Tensors(
-        cosines=_cosine(totals[..., :2, :], totals[..., 3:4, :], totals[..., 4:6, :]),
+        cosines=_cosine(totals[..., 0:2, :], totals[..., 2:3, :], totals[..., 3:5, :]),
         cosine=_cosine(product, of_now, of_fast),
         slope=slope.squeeze(-2),
-        signals=averages[..., :2, :],
+        signals=averages[..., 0:2, :],
         change=averages[..., 2, :],
         mean_square=averages[..., 3, :],
         square=averages[..., 4, :],
@@ -209,19 +248,16 @@ def _scheduler_inputs(
     return torch.stack([row.expand_as(tensors.change) for row in rows], dim=-2)
 
 
-def _updates(
-    phi: Phi,
-    moments: Moments,
-    directions: Directions,
-    tensors: _Tensors,
-    hidden: Tensor,
-    rate: Tensor,
-    shapes: Shapes,
-) -> Updates:
+def _updates(phi: Phi, parts: list[_Part], tensors: _Tensors, hidden: Tensor, rate: Tensor, shapes: Shapes) -> Updates:
     """−rate · d: `hidden` and `rate` are of tensors, `[…, rows, K]`."""
     context = torch.matmul(phi["coordinates.0.context"], hidden) + phi["coordinates.0.bias"].unsqueeze(-1)
     inverses = inverse_root(torch.stack((tensors.square, tensors.mean_square), dim=-2))
-    of_tensors = spread(torch.cat((inverses, rate, context), dim=-2), shapes)
+    of_tensors = torch.cat((inverses, rate, context), dim=-2)
+    each = zip(pieces(shapes), parts, strict=True)
+    return joined([_update(phi, part.moments, part.directions, piece.spread(of_tensors)) for piece, part in each])
+
+
+def _update(phi: Phi, moments: Moments, directions: Directions, of_tensors: Tensor) -> Updates:
     inverse, of_mean, rate = of_tensors[..., :3, :].unbind(-2)
     layer = torch.matmul(phi["coordinates.0.weight"], features_of(moments, directions, inverse))
     layer = torch.relu(layer + of_tensors[..., 3:, :])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from optserve_server.optimizers.base import Phi
 from optserve_server.optimizers.cells import tanh, uniform
+from optserve_server.optimizers.layers import linear
 
 INPUTS = (
     "fast alignment now",
@@ -80,8 +81,3 @@ def initial_scheduler_phi(size: int, generator: torch.Generator) -> dict[str, Te
         "rate.level.weight": level,
         "rate.level.bias": torch.zeros(1),
     }
-
-
-def linear(phi: Phi, name: str, inputs: Tensor) -> Tensor:
-    """W x + b on the second to last dimension."""
-    return torch.matmul(phi[name + ".weight"], inputs) + phi[name + ".bias"].unsqueeze(-1)

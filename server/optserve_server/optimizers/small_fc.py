@@ -17,7 +17,8 @@ from torch import Tensor
 from optserve_server.optimizers import factored
 from optserve_server.optimizers.base import HiddenState, Observations, Phi, Shapes, Updates, sizes
 from optserve_server.optimizers.hyperparameters import require_range
-from optserve_server.optimizers.segments import constants, means, spread
+from optserve_server.optimizers.layers import linear
+from optserve_server.optimizers.segments import Piece, constants, joined, pieces, total
 
 DECAYS = (0.9, 0.99, 0.999)  # of the momenta, and of the factored second moments
 SQUARE_DECAY = 0.999
@@ -80,20 +81,25 @@ class SmallFC:
         square = torch.lerp(gradients.square(), state.coordinates[..., 3:, :], SQUARE_DECAY)
         factors = _follow_factors(arrays, gradients.square(), decays, shapes)
         following = {"clock": arrays["clock"] + 1, "rows": factors.rows, "columns": factors.columns}
-        inputs = _normalised(_inputs(gradients, momenta, square, factors), shapes)
+        inputs = [_inputs(piece, gradients, momenta, square, factors) for piece in pieces(shapes)]
         updates = self._updates(phi, inputs, arrays["clock"], shapes)
         return updates, HiddenState(torch.cat((momenta, square), dim=-2), following)
 
-    def _updates(self, phi: Phi, inputs: Tensor, clock: Tensor, shapes: Shapes) -> Updates:
+    def _updates(self, phi: Phi, inputs: list[Tensor], clock: Tensor, shapes: Shapes) -> Updates:
+        squares = total(shapes, [piece.sums(part.square()) for piece, part in zip(pieces(shapes), inputs, strict=True)])
+        inverse = torch.rsqrt(squares / constants(sizes(shapes), clock) + EPSILON**2)
         time = torch.tanh(clock / constants(TIMESCALES, clock).unsqueeze(-1) - 1)
         of_inputs, of_time = torch.split(phi["layers.0.weight"], [INPUTS, len(TIMESCALES)], dim=1)
         at_time = torch.matmul(of_time, time) + phi["layers.0.bias"].unsqueeze(-1)
-        layer = torch.relu(torch.matmul(of_inputs, inputs) + spread(at_time, shapes))
-        layer = torch.relu(torch.matmul(phi["layers.1.weight"], layer) + phi["layers.1.bias"].unsqueeze(-1))
-        output = torch.matmul(phi["layers.2.weight"], layer) + phi["layers.2.bias"].unsqueeze(-1)
-        direction, magnitude = output.unbind(-2)
-        exponent = (self.magnitude_multiplier * magnitude).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
-        return -self.step_multiplier * direction * torch.exp(exponent)
+        parts = []
+        for piece, part in zip(pieces(shapes), inputs, strict=True):
+            normalised = (part * piece.spread(inverse)).clamp(-LARGEST_INPUT, LARGEST_INPUT)
+            layer = torch.relu(torch.matmul(of_inputs, normalised) + piece.spread(at_time))
+            layer = torch.relu(linear(phi, "layers.1", layer))
+            direction, magnitude = linear(phi, "layers.2", layer).unbind(-2)
+            exponent = (self.magnitude_multiplier * magnitude).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+            parts.append(-self.step_multiplier * direction * torch.exp(exponent))
+        return joined(parts)
 
 
 class _Factors(NamedTuple):
@@ -124,29 +130,26 @@ def _follow_factors(arrays: dict[str, Tensor], squares: Tensor, decays: Tensor, 
     return _Factors(*(torch.cat(of_tensors, dim=-1) for of_tensors in zip(*tensors, strict=True)))
 
 
-def _inputs(gradients: Tensor, momenta: Tensor, square: Tensor, factors: _Factors) -> Tensor:
-    """All inputs but the time, `[…, INPUTS, n]`."""
+def _inputs(piece: Piece, gradients: Tensor, momenta: Tensor, square: Tensor, factors: _Factors) -> Tensor:
+    """All inputs of a piece but the time, `[…, INPUTS, stop − start]`."""
+    gradients, momenta, square = piece.of(gradients), piece.of(momenta), piece.of(square)
+    factored_inverse = piece.of(factors.inverse)
+    row_roots, column_roots = piece.of(factors.row_roots), piece.of(factors.column_roots)
     inverse = torch.rsqrt(square + EPSILON**2)
-    columns = (
+    rows = (
         gradients,
         momenta,
         _root(square),
         momenta * inverse,
         inverse,
-        gradients * factors.inverse,
-        momenta * factors.inverse,
-        factors.row_roots,
-        factors.column_roots,
-        1 / factors.row_roots,
-        1 / factors.column_roots,
+        gradients * factored_inverse,
+        momenta * factored_inverse,
+        row_roots,
+        column_roots,
+        1 / row_roots,
+        1 / column_roots,
     )
-    return torch.cat(columns, dim=-2)
-
-
-def _normalised(inputs: Tensor, shapes: Shapes) -> Tensor:
-    """Each over its root mean square in the tensor, cut."""
-    inverse = torch.rsqrt(means(inputs.square(), shapes) + EPSILON**2)
-    return (inputs * spread(inverse, shapes)).clamp(-LARGEST_INPUT, LARGEST_INPUT)
+    return torch.cat(rows, dim=-2)
 
 
 def _root(square: Tensor) -> Tensor:
