@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from optserve import cli
+from optserve.errors import OptimizerNotFound
 from optserve_server.optimizers import build, weights
 
 
@@ -80,3 +81,19 @@ def test_a_file_that_is_no_optimizer_is_named(tmp_path: Path) -> None:
         result = evaluate(*arguments)
         assert result.exit_code == 2
         assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_server_does_it_for_versions(start_server, tmp_path: Path) -> None:
+    server = start_server("--workers", "1")
+    picture = tmp_path / "curves.svg"
+    options = ["--tasks", "quadratic:dimension=2", "--steps", "4", "--seeds", "2", "--baselines", "sgd"]
+    words = ["evaluate", "rnnprop", "lstm@1", *options, "--plot", str(picture), "--url", server.url]
+    result = CliRunner().invoke(cli.build(), words)
+    assert result.exit_code == 0, result.stderr
+    assert "it goes on if this command is stopped" in result.stderr
+    ranking = result.stdout.partition("Ranking")[2]
+    assert all(name in ranking for name in ("rnnprop@1", "lstm@1", "sgd"))
+    assert picture.stat().st_size > 10_000
+
+    result = CliRunner().invoke(cli.build(), ["evaluate", "rnnprob", "--url", server.url])
+    assert isinstance(result.exception, OptimizerNotFound)

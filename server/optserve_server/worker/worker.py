@@ -13,8 +13,9 @@ import torch
 from optserve_server.registry import leases
 from optserve_server.registry.database import Database
 from optserve_server.registry.leases import FAILED, Lease, Leased, LeaseLost
-from optserve_server.registry.models import MetaTrainingRun
+from optserve_server.registry.models import Evaluation, MetaTrainingRun
 from optserve_server.worker.devices import describe
+from optserve_server.worker.evaluating import Evaluating
 from optserve_server.worker.holding import UNREACHABLE, Holding
 from optserve_server.worker.jobs import Job
 from optserve_server.worker.meta_training import MetaTraining
@@ -23,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
 
-JOBS: Mapping[type[Leased], type[Job]] = {MetaTrainingRun: MetaTraining}
-"""How each kind of leased work is carried out, in the order in which a worker looks for it."""
+JOBS: Mapping[type[Leased], type[Job]] = {Evaluation: Evaluating, MetaTrainingRun: MetaTraining}
+"""How each kind of leased work is carried out, in the order in which a worker looks for it: the shorter one first."""
 
 
 class Worker:
