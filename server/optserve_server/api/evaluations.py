@@ -29,6 +29,7 @@ router = APIRouter(prefix="/evaluations", tags=["evaluations"], route_class=Json
 
 EvaluationId = Annotated[str, Path(description="The evaluation's `id`")]
 
+_INFO = TypeAdapter(EvaluationInfo)
 _REQUEST = {"required": True, "content": {JSON: {"schema": TypeAdapter(EvaluationRequest).json_schema()}}}
 
 
@@ -77,17 +78,23 @@ def list_evaluations(database: UsesDatabase, limit: Limit = 100, cursor: Cursor 
     return Page([_summary(one) for one in page], str(page[-1].number) if len(found) > limit else None)
 
 
-@router.get("/{evaluation_id}", summary="Read an evaluation", responses=responses(problems.EVALUATION_NOT_FOUND))
+@router.get(
+    "/{evaluation_id}",
+    summary="Read an evaluation",
+    response_model=EvaluationInfo,
+    responses=responses(problems.EVALUATION_NOT_FOUND),
+)
 def get_evaluation(
     evaluation_id: EvaluationId,
     database: UsesDatabase,
     curves: Annotated[bool, Query(description="Whether the curves come along, which can be long")] = True,
-) -> EvaluationInfo:
+) -> Response:
     """One evaluation with every curve that is finished, each baseline's learning rates, and the ranking."""
     with database.session() as db_session:
         evaluation = evaluations.get_evaluation(db_session, evaluation_id)
         found = evaluations.list_curves(db_session, evaluation) if curves else []
-    return EvaluationInfo(**_facts(evaluation), curves=found)
+    # Written here, in a thread, for a long reply must not hold up the steps of sessions.
+    return Response(_INFO.dump_json(EvaluationInfo(**_facts(evaluation), curves=found)), media_type=JSON)
 
 
 @router.post(
