@@ -17,10 +17,14 @@ class DescriptionError(ValueError):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}" if path else message)
         self.path = path
+        self.message = message
 
 
 class Table(BaseModel):
-    """One table of a description: its fields are the keys, and there are no others."""
+    """One table of a description: its fields are the keys, and there are no others.
+
+    A check of several keys raises a `DescriptionError` whose path begins at the table.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,9 +44,13 @@ def parse(table: type[TableType], content: Mapping[str, Any], error: type[Descri
         # An unknown key first: a misspelt key is also reported as the missing one.
         first = min(invalid.errors(), key=lambda found: found["type"] != "extra_forbidden")
         # Tags of unions are written in brackets and are no keys.
-        path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("("))
+        keys = [str(part) for part in first["loc"] if not str(part).startswith("(")]
+        path = ".".join(keys)
         if first["type"] == "extra_forbidden":
             raise error(path, _unknown_key(table, first["loc"])) from invalid
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, DescriptionError):
+            raise error(".".join([*keys, cause.path]), cause.message) from invalid
         message = first["msg"].removeprefix("Value error, ")
         raise error(path, f"{message[0].lower()}{message[1:]}") from invalid
 

@@ -87,7 +87,7 @@ def test_non_finite_tasks_are_counted_in_the_progress() -> None:
     loop = OuterLoop(recipe(unroll={"steps": STEPS, "truncation": 2}, meta_loss={"ceiling": 1e3}))
     steps = iter(loop)
     assert next(steps).non_finite == 0
-    (group,) = loop._trajectory.groups  # type: ignore[union-attr]
+    (group,) = loop._pool._trajectories[0].groups  # type: ignore[union-attr]
     group.theta[0] = math.nan
     progress = next(steps)
     assert progress.non_finite == 1
@@ -100,7 +100,7 @@ def test_a_run_with_no_finite_trajectory_left_fails_and_says_where() -> None:
     settings = {"learning_rate": 1e30, "outer_steps": 10}
     loop = OuterLoop(recipe(meta_optimizer=settings, architecture={"kind": "lstm", "output_scale": 1e6}))
     with pytest.raises(
-        MetaTrainingError, match=r"outer step \d+, quadratic: .* at inner step 4 of 4; lower meta_opt"
+        MetaTrainingError, match=r"outer step \d+, quadratic: no trajectory is finite at inner step 4 of 4; lower"
     ) as caught:
         list(loop)
     assert caught.value.outer_step == loop.outer_step + 1

@@ -19,7 +19,9 @@ from optserve_server.tasks import families
 from optserve_server.tasks.base import TaskData
 
 STEPS, TASKS = 4, 2
-H = 1e-7  # as small as rounding lets it be: ReLUs have kinks, and rnnprop's directions amplify them
+# Of small_fc the steps are so small that the losses hardly differ.
+ARCHITECTURES = [{"kind": kind} | ({"step_multiplier": 0.1} if kind == "small_fc" else {}) for kind in LEARNED]
+STEPS_OF_DIFFERENCES = (1e-7, 1e-6, 1e-8)  # at the larger ones there are kinks of ReLUs, at the smaller ones rounding
 LARGEST_ERROR = 1e-6
 
 
@@ -45,19 +47,28 @@ def estimate(recipe: recipes.Recipe, phi: Mapping[str, Tensor]) -> MetaGradient:
 
 
 def relative_error(recipe: recipes.Recipe) -> float:
-    """Of the derivative of L along a random direction, against the central difference."""
+    """Of the derivative of L along a random direction, against the central difference.
+
+    Near φ_0 and not there: biases that are 0 put a ReLU whose inputs are all 0 on its kink.
+    """
     generator = torch.Generator().manual_seed(0)
-    phi = double(recipe.optimizer().initial_phi(generator))
+    initial = double(recipe.optimizer().initial_phi(generator))
+    phi = {name: weight + 0.03 * torch.randn(weight.shape, generator=generator) for name, weight in initial.items()}
     direction = {
         name: torch.randn(weight.shape, generator=generator, dtype=torch.double) for name, weight in phi.items()
     }
     gradients = estimate(recipe, phi).gradients
     slope = sum((gradients[name] * direction[name]).sum().item() for name in phi)
-    ahead = estimate(recipe, {name: weight + H * direction[name] for name, weight in phi.items()})
-    behind = estimate(recipe, {name: weight - H * direction[name] for name, weight in phi.items()})
-    difference = (ahead.meta_loss - behind.meta_loss).item() / (2 * H)
-    assert difference != 0
-    return abs(slope / difference - 1)
+
+    def meta_loss(h: float) -> float:
+        return estimate(recipe, {name: weight + h * direction[name] for name, weight in phi.items()}).meta_loss.item()
+
+    errors = []
+    for h in STEPS_OF_DIFFERENCES:
+        errors.append(abs(slope * 2 * h / (meta_loss(h) - meta_loss(-h)) - 1))
+        if errors[-1] <= LARGEST_ERROR:
+            break
+    return min(errors)
 
 
 def check(name: str, **changes: Any) -> None:
@@ -75,17 +86,26 @@ def check(name: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("family", families().usable)
-@pytest.mark.parametrize("architecture", LEARNED)
-def test_every_family_and_architecture(family: str, architecture: str) -> None:
-    check(f"{family}, {architecture}", tasks=[{"family": family}], architecture={"kind": architecture})
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture["kind"])
+def test_every_family_and_architecture(family: str, architecture: dict[str, Any]) -> None:
+    check(f"{family}, {architecture['kind']}", tasks=[{"family": family}], architecture=architecture)
 
 
-@pytest.mark.parametrize("kind", ["final", "sum", "log"])
 @pytest.mark.parametrize("family", ["quadratic", "digits-mlp"])
-def test_every_meta_loss_with_scaled_coordinates(kind: str, family: str) -> None:
+@pytest.mark.parametrize(
+    "meta_loss",
+    [
+        {"kind": "final"},
+        {"kind": "sum"},
+        {"kind": "sum", "weights": [0.0, 0.5, 0.0, 2.0]},
+        {"kind": "log", "relative": True, "weights": {"first": 0.3, "last": 2.0, "power": 2.0}},
+    ],
+    ids="-".join,
+)
+def test_every_meta_loss_with_scaled_coordinates(meta_loss: dict[str, Any], family: str) -> None:
     check(
-        f"{family}, {kind}, scaled",
+        f"{family}, {', '.join(['scaled', meta_loss['kind'], *list(meta_loss)[1:]])}",
         tasks=[{"family": family}],
-        meta_loss={"kind": kind},
+        meta_loss=meta_loss,
         augmentation={"coordinate_scaling": 1.0, "probability": 0.7},
     )

@@ -72,3 +72,9 @@ def test_truncation_needs_less_memory() -> None:
     whole = content(unroll={"steps": 1000})
     short = content(unroll={"steps": 1000, "truncation": 20})
     assert estimate_bytes(recipes.parse(whole)) > 2 * estimate_bytes(recipes.parse(short))
+
+
+def test_many_trajectories_need_more_memory() -> None:
+    one = content(tasks=[{"family": "digits-mlp"}], unroll={"steps": 40, "truncation": 2})
+    many = content(tasks=[{"family": "digits-mlp"}], unroll={"steps": 40, "truncation": 2, "trajectories": 100})
+    assert estimate_bytes(recipes.parse(many)) > 2 * estimate_bytes(recipes.parse(one))

@@ -1,12 +1,14 @@
 """Recipes: every mistake is named, with the key and the nearest right one."""
 
 import copy
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optserve_server import descriptions
 from optserve_server.metatraining import recipes
 from optserve_server.metatraining.recipes import RecipeError
 
@@ -88,6 +90,37 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("meta_loss.kind", "mean", r"meta_loss\.kind"),
         ("meta_optimizer.learning_rate", float("nan"), r"meta_optimizer\.learning_rate"),
         ("meta_optimizer.outer_steps", -1, r"meta_optimizer\.outer_steps"),
+        ("unroll.advance", 2, r"unroll\.advance: 2 is more than unroll\.trajectories, 1"),
+        (
+            "unroll",
+            {"trajectories": 4, "advance": 2},
+            r"meta_optimizer\.tasks_per_outer_step: 3 tasks cannot",
+        ),
+        ("meta_loss", {"weights": [1.0] * 6}, r"meta_loss\.weights: the final loss is one number"),
+        ("meta_loss", {"kind": "sum", "weights": [1.0]}, r"meta_loss\.weights: there are 1, but unroll\.steps is 6"),
+        (
+            "meta_loss",
+            {"kind": "sum", "weights": {"first": 1, "lst": 2}},
+            r"meta_loss\.weights\.lst: unknown .*'last'",
+        ),
+        ("meta_loss.floor", 0, r"meta_loss\.floor"),
+        ("meta_loss.ceiling", float("inf"), r"meta_loss\.ceiling"),
+        ("imitation", {"wait": 2}, r"imitation\.wait: unknown key \(did you mean 'weight'"),
+        ("curriculum", {}, r"curriculum\.steps: field required"),
+        ("curriculum", {"steps": [3, 3]}, r"curriculum\.steps: \[3, 3\] does not grow"),
+        ("curriculum", {"steps": [3, 6]}, r"curriculum\.steps: 6 is not between 1 and 5"),
+        ("curriculum", {"steps": [2]}, r"curriculum\.steps: unroll\.truncation, 3, does not divide 2"),
+        ("meta_optimizer.warm_up", 4, r"meta_optimizer\.warm_up: 4 must be below outer_steps, 4"),
+        (
+            "meta_optimizer.schedule",
+            "exponential",
+            r"meta_optimizer\.final_learning_rate: an exp",
+        ),
+        (
+            "meta_optimizer.final_learning_rate",
+            1e-4,
+            r"meta_optimizer\.final_learning_rate: a const",
+        ),
         ("gradient.estimator", "ges", r"gradient\.estimator"),
         ("gradient.sigma", 0.1, r"gradient\.sigma: backpropagation perturbs nothing"),
         ("gradient", {"estimator": "es", "sigma": 0}, r"gradient\.sigma: input should be greater than 0"),
@@ -110,10 +143,37 @@ def test_a_mistake_is_named(path: str, value: Any, message: str) -> None:
 
 @pytest.mark.parametrize("gradient", [{}, {"second_order": False}, {"estimator": "nres", "sigma": 0.1, "pairs": 3}])
 def test_what_a_recipe_is_written_down_as_is_that_recipe(gradient: dict[str, Any]) -> None:
-    recipe = recipes.parse({**TINY, "gradient": gradient})
+    tables = {"meta_loss": {"kind": "sum", "weights": {"first": 0, "last": 1}}, "imitation": {}}
+    recipe = recipes.parse({**TINY, **tables, "gradient": gradient})
     written = recipe.model_dump(mode="json")
     assert recipes.parse(written) == recipe
-    assert written["gradient"].keys() == {"estimator", "second_order"} if "sigma" not in gradient else gradient.keys()
+    own = {"sigma", "pairs"} if "sigma" in gradient else {"second_order"}
+    assert written["gradient"].keys() == {"estimator", "unit_norm"} | own
+
+
+def test_weights_of_each_step_need_one_horizon() -> None:
+    weighted = {**TINY, "meta_loss": {"kind": "sum", "weights": [1.0] * 6}}
+    assert recipes.parse(weighted).meta_loss.weights == (1.0,) * 6
+    for change in ({"unroll": {"steps": {"low": 3, "high": 6}}}, {"curriculum": {"steps": [3]}}):
+        with pytest.raises(RecipeError, match=r"meta_loss\.weights: one number for each step needs one T"):
+            recipes.parse(weighted | change)
+
+
+def test_a_curriculum_lies_in_the_range_of_horizons() -> None:
+    ranged = {**TINY, "unroll": {"steps": {"low": 5, "high": 20}, "truncation": 4}}
+    assert recipes.parse({**ranged, "curriculum": {"steps": [7, 19]}}).curriculum is not None
+    with pytest.raises(RecipeError, match=r"curriculum\.steps: 4 is not between 5 and 19"):
+        recipes.parse({**ranged, "curriculum": {"steps": [4]}})
+
+
+def test_every_key_is_documented() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    tables = [recipes.Recipe]
+    for table in tables:
+        for key, field in table.model_fields.items():
+            assert re.search(rf"\| (`\w+`, )*`{key}`|\[+{key}\]|\b{key} = ", documented), key
+            tables += descriptions._tables_in(field.annotation)
+    assert len(tables) > 10
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an outer step trains on: f, θ_0 and T, drawn from the recipe's distribution."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -7,7 +8,7 @@ import torch
 
 from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.recipes import Recipe
-from optserve_server.metatraining.tables import Augmentation, HorizonRange
+from optserve_server.metatraining.tables import Augmentation, HorizonRange, Unroll
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.metatraining.trajectories import Group, draw_groups
 from optserve_server.optimizers import Optimizer
@@ -40,49 +41,58 @@ class Generators(NamedTuple):
 
 @dataclass
 class Trajectory:
-    """The groups of one draw of tasks, which may come from several families, all at step `step` of `horizon`."""
+    """The groups of one draw of tasks, which may come from several families, all at step `step` of `horizon`.
+
+    It is over at step `last`: T, but for the first trajectories of several, which are cut so that they end in turn.
+    """
 
     groups: list[Group]
     horizon: int
+    last: int
     step: int = 0
 
     @property
     def finished(self) -> bool:
-        """Whether t = T."""
-        return self.step >= self.horizon
+        """Whether it is over."""
+        return self.step >= self.last
 
-    @property
-    def tasks(self) -> int:
-        """How many tasks there are in all groups."""
-        return sum(group.tasks for group in self.groups)
-
-    @property
-    def families(self) -> str:
-        """The names of the families its tasks are of."""
-        return ", ".join(dict.fromkeys(group.family.name for group in self.groups))
+    def end_in_turn(self, place: int, unroll: Unroll) -> None:
+        """Cut the first trajectory in this place of several, so that from the second on they are at different steps."""
+        share = (place + 1) / unroll.trajectories
+        windows = math.ceil(share * self.horizon / unroll.window)
+        self.last = min(self.horizon, windows * unroll.window)
 
     def to_state(self) -> State:
         """All of it, for a training checkpoint."""
-        return {"horizon": self.horizon, "step": self.step, "groups": [group.to_state() for group in self.groups]}
+        groups = [group.to_state() for group in self.groups]
+        return {"horizon": self.horizon, "last": self.last, "step": self.step, "groups": groups}
 
     @classmethod
     def from_state(cls, recipe: Recipe, state: State) -> Self:
         """The trajectory of this recipe whose `to_state` this is."""
         kind = Group if recipe.gradient.estimator == "backpropagation" else ParticleGroup
         groups = [kind.from_state(recipe.tasks, group) for group in state["groups"]]
-        return cls(groups, state["horizon"], state["step"])
+        return cls(groups, state["horizon"], state["last"], state["step"])
 
 
-def draw_trajectory(recipe: Recipe, optimizer: Optimizer, generators: Generators) -> Trajectory:
-    """Draw f ~ the recipe's distribution, θ_0 and T for one trajectory."""
+def draw_trajectory(
+    recipe: Recipe, optimizer: Optimizer, generators: Generators, longest: int | None = None
+) -> Trajectory:
+    """Draw f ~ the recipe's distribution, θ_0 and T for one trajectory; T at most `longest`, where that is given.
+
+    Its tasks are of all families where it is alone, and of one where it is one of several: the mixture is then that of
+    the trajectories.
+    """
     weights = torch.tensor([share.weight for share in recipe.tasks])
-    tasks = recipe.meta_optimizer.tasks_per_outer_step
-    drawn = torch.multinomial(weights, tasks, replacement=True, generator=generators.host)
-    counts = torch.bincount(drawn, minlength=len(weights)).tolist()
+    tasks = recipe.meta_optimizer.tasks_per_outer_step // recipe.unroll.advance
+    draws, each = (tasks, 1) if recipe.unroll.trajectories == 1 else (1, tasks)
+    drawn = torch.multinomial(weights, draws, replacement=True, generator=generators.host)
+    counts = (each * torch.bincount(drawn, minlength=len(weights))).tolist()
     groups = draw_groups(recipe.tasks, counts, optimizer, generators.device, "train")
     for group in groups:
         _reparametrise(group, recipe.augmentation, generators.device)
-    return Trajectory(groups, _draw_horizon(recipe.unroll.steps, generators.host))
+    horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
+    return Trajectory(groups, horizon, horizon)
 
 
 def _reparametrise(group: Group, augmentation: Augmentation, generator: torch.Generator) -> None:
@@ -95,14 +105,14 @@ def _reparametrise(group: Group, augmentation: Augmentation, generator: torch.Ge
     group.theta = group.theta / group.scales
 
 
-def _draw_horizon(steps: int | HorizonRange, generator: torch.Generator) -> int:
-    """T with density ∝ T^−power, by inverting its distribution function."""
+def _draw_horizon(steps: int | HorizonRange, longest: int, generator: torch.Generator) -> int:
+    """T with density ∝ T^−power up to `longest`, by inverting its distribution function."""
     if isinstance(steps, int):
-        return steps
+        return longest
     share = torch.rand((), generator=generator, dtype=torch.float64).item()
     if steps.power == 1:
-        return round(steps.low * (steps.high / steps.low) ** share)
+        return round(steps.low * (longest / steps.low) ** share)
     exponent = 1 - steps.power
-    low, high = float(steps.low) ** exponent, float(steps.high) ** exponent
+    low, high = float(steps.low) ** exponent, float(longest) ** exponent
     drawn: float = (low + share * (high - low)) ** (1 / exponent)
     return round(drawn)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from optserve_server.metatraining import estimators
 from optserve_server.metatraining.estimators import Window
+from optserve_server.metatraining.imitation import Teacher
 from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_meta_loss
@@ -26,6 +27,9 @@ PROCESS_BYTES = 300 * 2**20
 
 _FRAGMENTATION = 1.6
 """What a process holds for each byte of its tensors: the C library keeps freed pieces of all sizes for later."""
+
+_CHECKPOINT_COPIES = 2
+"""Of the trajectories under way, while the bytes of a training checkpoint are put together."""
 
 
 class Size(NamedTuple):
@@ -38,22 +42,28 @@ class Size(NamedTuple):
 def estimate_bytes(recipe: Recipe) -> int:
     """The memory of a worker at its peak, in bytes, to within a factor of two.
 
-    That is the process, the tasks with their inner loops, and the greater of what one window of the estimator and what
-    a validation need.
+    That is the process, the trajectories under way, and the greatest of what one window of the estimator, a validation
+    and a training checkpoint need.
     """
-    tasks = recipe.meta_optimizer.tasks_per_outer_step
-    whole = sum(share.weight for share in recipe.tasks)
     for number in range(len(recipe.tasks)):
         _warm_caches(recipe, number)
-    kept, working = 0, _validation_bytes(recipe)
-    for number, share in enumerate(recipe.tasks):
-        expected = tasks * share.weight / whole
-        # Their number is drawn, and is seldom more than this.
-        count = min(tasks, math.ceil(expected + 2 * math.sqrt(expected)))
-        size = _group_size(recipe, number, count)
-        kept += size.kept
-        working = max(working, size.peak - size.kept)
-    return PROCESS_BYTES + math.ceil(_FRAGMENTATION * (kept + working))
+    sizes = [_group_size(recipe, number, count) for number, count in enumerate(_counts(recipe))]
+    kept = [size.kept for size in sizes]
+    trajectories = recipe.unroll.trajectories
+    all_kept = sum(kept) if trajectories == 1 else trajectories * max(kept)
+    window = max(size.peak - size.kept for size in sizes)
+    working = max(window, _validation_bytes(recipe), _CHECKPOINT_COPIES * all_kept)
+    return PROCESS_BYTES + math.ceil(_FRAGMENTATION * (all_kept + working))
+
+
+def _counts(recipe: Recipe) -> list[int]:
+    """Of each share, the most tasks that a trajectory is likely to have."""
+    tasks = recipe.meta_optimizer.tasks_per_outer_step // recipe.unroll.advance
+    if recipe.unroll.trajectories > 1:
+        return [tasks] * len(recipe.tasks)
+    whole = sum(share.weight for share in recipe.tasks)
+    expected = [tasks * share.weight / whole for share in recipe.tasks]
+    return [min(tasks, math.ceil(mean + 2 * math.sqrt(mean))) for mean in expected]
 
 
 def _group_size(recipe: Recipe, number: int, count: int) -> Size:
@@ -91,6 +101,8 @@ def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
         estimator = estimators.build(recipe)
         group = estimator.begin(drawn, optimizer, phi, generator)
         del drawn
+        if recipe.imitation is not None:
+            group.teacher = Teacher.of(group.state.coordinates, recipe.imitation.learning_rate)
         meter.kept = meter.now
         estimator.estimate(optimizer, phi, group, Window(0, steps, recipe.unroll.longest), generator)
 

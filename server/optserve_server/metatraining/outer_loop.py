@@ -1,18 +1,19 @@
 """The outer loop: φ ← φ − β ∇_φL(φ), one window of one trajectory after another."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining import estimators, training_checkpoints
-from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
-from optserve_server.metatraining.estimators import MetaGradient, Window
+from optserve_server.metatraining import training_checkpoints
+from optserve_server.metatraining.curriculum import Curriculum
+from optserve_server.metatraining.descent import Descent
+from optserve_server.metatraining.distribution import Generators
 from optserve_server.metatraining.recipes import Recipe, require_same
-from optserve_server.metatraining.tables import MetaOptimizer
+from optserve_server.metatraining.trajectory_pool import Advance, TrajectoryPool
 from optserve_server.metatraining.validation import held_out_meta_loss
 
 
@@ -31,7 +32,8 @@ class Progress:
 
     `meta_loss` and `meta_gradient_norm` (before clipping) are of the recipe's meta-loss over the window; `loss` is the
     tasks' mean f at its end. `meta_loss_held_out` is L(φ) on held-out tasks, where φ was validated after this step.
-    `non_finite` counts the tasks whose trajectory was not finite: each has the ceiling for its loss.
+    `non_finite` counts the tasks with a trajectory that was not finite and has the ceiling for its loss. Of several
+    trajectories `step` and `horizon` are those of the last.
     """
 
     outer_step: int
@@ -53,22 +55,28 @@ class OuterLoop:
     """
 
     def __init__(
-        self, recipe: Recipe, phi: dict[str, Tensor] | None = None, device: torch.device | str | None = None
+        self, recipe: Recipe, phi: Mapping[str, Tensor] | None = None, device: torch.device | str | None = None
     ) -> None:
         """Start from `phi`, or from the architecture's random φ_0; on cuda where there is one, else on the CPU."""
         self.recipe = recipe
-        self.device = _device(device)
         self.optimizer = recipe.optimizer()
-        self.estimator = estimators.build(recipe)
-        self.generators = Generators.seeded(recipe.seed, self.device)
-        initial = self.optimizer.initial_phi(self.generators.host)
-        self.phi = {
-            name: weight.to(self.device, copy=True).requires_grad_() for name, weight in (phi or initial).items()
-        }
-        self.averaged_phi = {name: weight.detach().clone() for name, weight in self.phi.items()}
-        self._meta_optimizer = _meta_optimizer(recipe.meta_optimizer, list(self.phi.values()))
-        self._trajectory: Trajectory | None = None
         self.outer_step = 0
+        device = _device(device)
+        self._generators = Generators.seeded(recipe.seed, device)
+        initial = self.optimizer.initial_phi(self._generators.host)
+        self._descent = Descent(recipe.meta_optimizer, phi or initial, device)
+        self._curriculum = Curriculum.of(recipe)
+        self._pool = TrajectoryPool(recipe, self.optimizer, self._generators)
+
+    @property
+    def phi(self) -> dict[str, Tensor]:
+        """φ, as it is."""
+        return self._descent.phi
+
+    @property
+    def averaged_phi(self) -> dict[str, Tensor]:
+        """The running mean of φ, which is what a version holds."""
+        return self._descent.averaged_phi
 
     def __iter__(self) -> Iterator[Progress]:
         """Make the outer steps that the recipe has left, one `Progress` each.
@@ -77,7 +85,7 @@ class OuterLoop:
             MetaTrainingError: naming the outer step and the family of tasks.
         """
         while self.outer_step < self.recipe.meta_optimizer.outer_steps:
-            progress = self._outer_step(self.outer_step + 1)
+            progress = self._make_outer_step(self.outer_step + 1)
             self.outer_step += 1
             yield progress
 
@@ -87,11 +95,10 @@ class OuterLoop:
             {
                 "recipe": self.recipe.model_dump(mode="json"),
                 "outer_step": self.outer_step,
-                "phi": self.phi,
-                "averaged_phi": self.averaged_phi,
-                "meta_optimizer": [self._meta_optimizer.state[weight] for weight in self.phi.values()],
-                "generators": self.generators.to_state(),
-                "trajectory": None if self._trajectory is None else self._trajectory.to_state(),
+                "descent": self._descent.to_state(),
+                "curriculum": self._curriculum.to_state(),
+                "generators": self._generators.to_state(),
+                "trajectories": self._pool.to_state(),
             }
         )
 
@@ -104,129 +111,57 @@ class OuterLoop:
         """
         state = training_checkpoints.decode(data, _device(device))
         require_same(recipe, state["recipe"])
-        loop = cls(recipe, state["phi"], device)
-        loop.outer_step, loop.averaged_phi = state["outer_step"], state["averaged_phi"]
-        groups = loop._meta_optimizer.state_dict()["param_groups"]
-        loop._meta_optimizer.load_state_dict(
-            {"state": dict(enumerate(state["meta_optimizer"])), "param_groups": groups}
-        )
-        loop.generators.restore(state["generators"])
-        if state["trajectory"] is not None:
-            loop._trajectory = Trajectory.from_state(recipe, state["trajectory"])
+        loop = cls(recipe, state["descent"]["phi"], device)
+        loop.outer_step = state["outer_step"]
+        loop._descent.restore(state["descent"])
+        loop._curriculum.restore(state["curriculum"])
+        loop._generators.restore(state["generators"])
+        loop._pool.restore(state["trajectories"])
         return loop
 
-    def _outer_step(self, outer_step: int) -> Progress:
-        if self._trajectory is None or self._trajectory.finished:
-            self._trajectory = self._begin()
-        trajectory = self._trajectory
-        estimate = self._advance(trajectory)
-        norm = self._clip(estimate.gradients)
+    def _make_outer_step(self, outer_step: int) -> Progress:
+        if self._curriculum.over:
+            self._descent.restore(self._curriculum.go_on())
+            self._pool.clear()
+        advance = self._pool.advance(outer_step, self.phi, self._curriculum.horizon)
+        estimate, norm = advance.estimate, self._descent.clip(advance.estimate.gradients)
         # The only wait for the device in an outer step.
         measured = torch.stack([estimate.meta_loss, estimate.loss, norm, estimate.non_finite, estimate.lost])
         meta_loss, loss, gradient_norm, non_finite, lost = measured.tolist()
-        self._require_finite(outer_step, trajectory, gradient_norm, lost)
-        self._update_phi(outer_step)
+        _require_finite(outer_step, advance, gradient_norm, lost)
+        self._descent.move(outer_step)
+        held_out = self._validate(outer_step)
         return Progress(
-            outer_step,
-            meta_loss,
-            loss,
-            gradient_norm,
-            trajectory.step,
-            trajectory.horizon,
-            self._validate(outer_step),
-            int(non_finite),
+            outer_step, meta_loss, loss, gradient_norm, advance.step, advance.horizon, held_out, int(non_finite)
         )
-
-    def _begin(self) -> Trajectory:
-        trajectory = draw_trajectory(self.recipe, self.optimizer, self.generators)
-        trajectory.groups = [
-            self.estimator.begin(group, self.optimizer, self._detached_phi(), self.generators.device)
-            for group in trajectory.groups
-        ]
-        return trajectory
-
-    def _detached_phi(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.phi.items()}
-
-    def _advance(self, trajectory: Trajectory) -> MetaGradient:
-        """The meta-gradient of the trajectory's next window, averaged over the tasks of all groups."""
-        steps = min(self.recipe.unroll.window, trajectory.horizon - trajectory.step)
-        window = Window(trajectory.step, steps, trajectory.horizon)
-        phi, generator = self._detached_phi(), self.generators.device
-        estimates = [
-            (group.tasks, self.estimator.estimate(self.optimizer, phi, group, window, generator))
-            for group in trajectory.groups
-        ]
-        trajectory.step += steps
-        return _mean(estimates)
-
-    def _require_finite(self, outer_step: int, trajectory: Trajectory, norm: float, lost: float) -> None:
-        where = f"inner step {trajectory.step} of {trajectory.horizon}"
-        mend = (
-            "lower meta_optimizer.learning_rate, set meta_optimizer.clip_norm, or shorten unroll.steps or "
-            "unroll.truncation"
-        )
-        if lost == trajectory.tasks:
-            raise MetaTrainingError(
-                outer_step, trajectory.families, f"no trajectory is finite any more at {where}; {mend}"
-            )
-        if not math.isfinite(norm):
-            raise MetaTrainingError(
-                outer_step, trajectory.families, f"the norm of the meta-gradient is {norm:g} at {where}; {mend}"
-            )
 
     def _validate(self, outer_step: int) -> float | None:
+        """L(φ) at the recipe's longest T, where it is time; the curriculum looks at its own next T."""
         if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
             return None
-        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi, self.recipe.unroll.longest)
+        longest, following = self.recipe.unroll.longest, self._curriculum.next_horizon
+        loss = self._held_out_meta_loss(longest)
+        if following is not None:
+            judged = loss if following == longest else self._held_out_meta_loss(following)
+            self._curriculum.judge(judged, self._descent.to_state())
+        return loss
 
-    def _clip(self, gradients: dict[str, Tensor]) -> Tensor:
-        """Hand the meta-gradient to the meta-optimizer, cut to the recipe's norm; the norm before that."""
-        for name, weight in self.phi.items():
-            weight.grad = gradients[name]
-        return torch.nn.utils.clip_grad_norm_(self.phi.values(), self.recipe.meta_optimizer.clip_norm or math.inf)
-
-    def _update_phi(self, outer_step: int) -> None:
-        settings = self.recipe.meta_optimizer
-        self._meta_optimizer.param_groups[0]["lr"] = learning_rate(settings, outer_step)
-        self._meta_optimizer.step()
-        # From the first φ on a plain mean, until enough of them have come for the decay that was asked for.
-        decay = min(settings.averaging, 1 - 1 / outer_step)
-        for name, weight in self.phi.items():
-            self.averaged_phi[name].lerp_(weight.detach(), 1 - decay)
-
-
-def learning_rate(settings: MetaOptimizer, outer_step: int) -> float:
-    """β of the `outer_step`-th outer step, counted from 1; `cosine` falls from the full rate to 0."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    share = (outer_step - 1) / settings.outer_steps
-    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+    def _held_out_meta_loss(self, horizon: int) -> float:
+        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi, horizon)
 
 
 def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _mean(estimates: list[tuple[int, MetaGradient]]) -> MetaGradient:
-    """The mean of the groups' estimates, weighted by their numbers of tasks; of tasks that are not finite, the sum."""
-    tasks = sum(count for count, _ in estimates)
-
-    def mean(values: list[Tensor]) -> Tensor:
-        weighted = [value * (count / tasks) for value, (count, _) in zip(values, estimates, strict=True)]
-        return torch.stack(weighted).sum(dim=0)
-
-    found = [estimate for _, estimate in estimates]
-    return MetaGradient(
-        {name: mean([estimate.gradients[name] for estimate in found]) for name in found[0].gradients},
-        mean([estimate.meta_loss for estimate in found]),
-        mean([estimate.loss for estimate in found]),
-        torch.stack([estimate.non_finite for estimate in found]).sum(),
-        torch.stack([estimate.lost for estimate in found]).sum(),
+def _require_finite(outer_step: int, advance: Advance, norm: float, lost: float) -> None:
+    where = f"inner step {advance.step} of {advance.horizon}"
+    mend = (
+        "lower meta_optimizer.learning_rate, set meta_optimizer.clip_norm, or shorten unroll.steps or unroll.truncation"
     )
-
-
-def _meta_optimizer(settings: MetaOptimizer, phi: list[Tensor]) -> torch.optim.Optimizer:
-    if settings.kind == "adam":
-        return torch.optim.Adam(phi, lr=settings.learning_rate)
-    return torch.optim.SGD(phi, lr=settings.learning_rate)
+    if lost == advance.tasks:
+        raise MetaTrainingError(outer_step, advance.families, f"no trajectory is finite at {where}; {mend}")
+    if not math.isfinite(norm):
+        raise MetaTrainingError(
+            outer_step, advance.families, f"the norm of the meta-gradient is {norm:g} at {where}; {mend}"
+        )

@@ -69,6 +69,8 @@ class ParticleGroup(Group):
         self.theta = repeated(self.theta)
         arrays = {name: repeated(array) for name, array in self.state.arrays.items()}
         self.state = HiddenState(repeated(self.state.coordinates), arrays)
+        if self.teacher is not None:
+            self.teacher.moments = repeated(self.teacher.moments)
 
     def to_state(self) -> State:
         """All of it, for a training checkpoint."""

@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from optserve_server import descriptions, optimizers
 from optserve_server.descriptions import DescriptionError, Table
 from optserve_server.metatraining.tables import (
     Augmentation,
     Checkpoints,
+    Curriculum,
     GradientEstimator,
+    HorizonRange,
+    Imitation,
     MetaLoss,
     MetaOptimizer,
     TaskShare,
@@ -51,6 +54,8 @@ class Recipe(Table):
     meta_loss: MetaLoss = MetaLoss()
     gradient: GradientEstimator = GradientEstimator()
     augmentation: Augmentation = Augmentation()
+    imitation: Imitation | None = None
+    curriculum: Curriculum | None = None
     meta_optimizer: MetaOptimizer = MetaOptimizer()
     checkpoints: Checkpoints = Checkpoints()
 
@@ -61,6 +66,45 @@ class Recipe(Table):
         if not optimizer.learned:
             raise ValueError(f"{optimizer.kind!r} has no weights to meta-train; take {', '.join(optimizers.LEARNED)}")
         return value
+
+    @model_validator(mode="after")
+    def _tables_agree(self) -> "Recipe":
+        self._check_weights()
+        self._check_curriculum()
+        if self.meta_optimizer.tasks_per_outer_step % self.unroll.advance:
+            raise DescriptionError(
+                "meta_optimizer.tasks_per_outer_step",
+                f"{self.meta_optimizer.tasks_per_outer_step} tasks cannot be shared out evenly among the "
+                f"{self.unroll.advance} trajectories of unroll.advance",
+            )
+        return self
+
+    def _check_weights(self) -> None:
+        weights = self.meta_loss.weights
+        if not isinstance(weights, tuple):
+            return
+        if isinstance(self.unroll.steps, HorizonRange) or self.curriculum is not None:
+            raise DescriptionError(
+                "meta_loss.weights", "one number for each step needs one T; take { first = …, last = …, power = … }"
+            )
+        if len(weights) != self.unroll.steps:
+            raise DescriptionError(
+                "meta_loss.weights", f"there are {len(weights)}, but unroll.steps is {self.unroll.steps}"
+            )
+
+    def _check_curriculum(self) -> None:
+        if self.curriculum is None:
+            return
+        horizon, truncation = self.unroll.steps, self.unroll.truncation
+        low = horizon.low if isinstance(horizon, HorizonRange) else 1
+        for steps in self.curriculum.steps:
+            if not low <= steps < self.unroll.longest:
+                raise DescriptionError(
+                    "curriculum.steps",
+                    f"{steps} is not between {low} and {self.unroll.longest - 1}, as unroll.steps asks",
+                )
+            if isinstance(horizon, int) and truncation and steps % truncation:
+                raise DescriptionError("curriculum.steps", f"unroll.truncation, {truncation}, does not divide {steps}")
 
     def optimizer(self) -> Optimizer:
         """m of this recipe."""

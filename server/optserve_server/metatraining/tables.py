@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from optserve_server import tasks
-from optserve_server.descriptions import Table
+from optserve_server.descriptions import DescriptionError, Table
 from optserve_server.tasks import TaskFamily
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -80,11 +80,14 @@ Horizons = Annotated[
 class Unroll(Table):
     """The inner loop: T = `steps`, cut into windows of `truncation` steps; absent, the window is the trajectory.
 
-    The windows of a fixed T are all of one length; of a T that is drawn, the last may be shorter.
+    The windows of a fixed T are all of one length; of a T that is drawn, the last may be shorter. `trajectories` are
+    under way at a time, at different steps, and an outer step takes `advance` of them one window further.
     """
 
     steps: Horizons = 100
     truncation: Steps | None = None
+    trajectories: Annotated[int, Field(ge=1, le=10_000)] = 1
+    advance: Annotated[int, Field(ge=1, le=10_000)] = 1
 
     @field_validator("truncation")
     @classmethod
@@ -93,6 +96,13 @@ class Unroll(Table):
         if value is not None and isinstance(steps, int) and steps % value:
             near = nearest_divisor(steps, value)
             raise ValueError(f"{value} does not divide unroll.steps, {steps}; {near} does")
+        return value
+
+    @field_validator("advance")
+    @classmethod
+    def _is_of_the_trajectories(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("trajectories", value):
+            raise ValueError(f"{value} is more than unroll.trajectories, {info.data['trajectories']}")
         return value
 
     @property
@@ -106,32 +116,61 @@ class Unroll(Table):
         return min(self.truncation or self.longest, self.longest)
 
 
+class Growth(Table):
+    """w_t = first + (last − first) (t/T)^power."""
+
+    first: NonNegativeFloat
+    last: NonNegativeFloat
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+
+Weights = Annotated[
+    Annotated[tuple[NonNegativeFloat, ...], Tag(_SINGLE)] | Annotated[Growth, Tag(_TABLE)],
+    Discriminator(_tag),
+]
+"""w_1 … w_T: one number for each step, or how they grow."""
+
+
 class MetaLoss(Table):
     """What φ is trained on, per window, averaged over tasks.
 
-    `final`: f(θ_T), the definition. `sum`: Σ_t f(θ_t). `log`: Σ_t ln(f(θ_t) + floor), which weighs all scales of loss
-    down to the floor alike.
+    `final`: f(θ_T), the definition. `sum`: Σ_t w_t f(θ_t). `log`: Σ_t w_t ln(f(θ_t) + floor), which weighs all scales
+    of loss down to the floor alike. With `relative` f(θ_t)/f(θ_0) is in the place of f(θ_t), so that all tasks count
+    alike; it is for losses above 0.
 
     A loss above the `ceiling`, or one that is not finite, counts as the ceiling and adds nothing to the gradient of
     backpropagation.
     """
 
     kind: Literal["final", "sum", "log"] = "final"
+    weights: Weights | None = None
+    relative: bool = False
     floor: PositiveFloat = 1e-6
     ceiling: PositiveFloat = 1e10
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh_a_sum(
+        cls, value: tuple[float, ...] | Growth | None, info: ValidationInfo
+    ) -> tuple[float, ...] | Growth | None:
+        if value is not None and info.data.get("kind") == "final":
+            raise ValueError("the final loss is one number; take sum or log as meta_loss.kind")
+        return value
 
 
 class GradientEstimator(Table):
     """How ∇_φL is estimated: by backpropagation, or by evolution strategies from pairs φ ± ε, ε ~ N(0, σ²).
 
     `second_order` keeps ∂∇_t/∂φ, which makes backpropagation exact. `sigma` and `pairs`, for each task, are of the
-    evolution strategies.
+    evolution strategies. With `unit_norm` the gradient of each group, the tasks of one family in one trajectory, is
+    scaled to norm 1 before the mean, so that no family drowns the others.
     """
 
     estimator: Literal["backpropagation", "es", "pes", "nres"] = "backpropagation"
     second_order: bool = True
     sigma: PositiveFloat = 0.05
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    unit_norm: bool = False
 
     @field_validator("second_order")
     @classmethod
@@ -161,20 +200,69 @@ class Augmentation(Table):
     probability: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+class Imitation(Table):
+    """Imitation of Adam at the start (Chen et al. 2020, arXiv 2010.09089, section 3.2).
+
+    To the meta-loss comes λ times the mean of ((g_t − a_t)/α)² over a window's steps and coordinates, a_t being the
+    update of Adam at `learning_rate` α on the same gradients. λ falls from `weight` to 0 in so many outer steps.
+    """
+
+    weight: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 0.01
+    outer_steps: Count = 100
+
+    def weight_at(self, outer_step: int) -> float:
+        """λ at the `outer_step`-th outer step, counted from 1."""
+        return self.weight * max(0.0, 1 - (outer_step - 1) / self.outer_steps)
+
+
+class Curriculum(Table):
+    """A curriculum over the horizon (Chen et al. 2020, section 3.1): `steps` are the longest T's before the recipe's.
+
+    Training goes on to the next T, from the best φ so far, when `patience` validations at that T have brought nothing
+    better.
+    """
+
+    steps: Annotated[tuple[Steps, ...], Field(min_length=1)]
+    patience: Annotated[int, Field(ge=1, le=10_000)] = 3
+
+    @field_validator("steps")
+    @classmethod
+    def _grows(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"{list(value)} does not grow from each number to the next")
+        return value
+
+
 class MetaOptimizer(Table):
     """The outer loop's own update rule and its length.
 
     With `averaging` the φ that is validated and kept is a running mean of φ with that decay, which takes out the noise
-    of the last meta-gradients.
+    of the last meta-gradients. β rises to `learning_rate` in the first `warm_up` outer steps, and then goes by the
+    schedule towards `final_learning_rate`.
     """
 
     kind: Literal["gradient-descent", "adam"] = "gradient-descent"
     learning_rate: PositiveFloat = 0.001
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    final_learning_rate: NonNegativeFloat = 0.0
+    warm_up: Annotated[int, Field(ge=0, le=10**9)] = 0
     clip_norm: PositiveFloat | None = None
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     outer_steps: Count = 1000
     tasks_per_outer_step: Tasks = 16
+
+    @model_validator(mode="after")
+    def _schedule_is_one(self) -> "MetaOptimizer":
+        if self.schedule == "constant" and self.final_learning_rate:
+            raise DescriptionError("final_learning_rate", "a constant schedule has none; leave it out")
+        if self.schedule == "exponential" and not self.final_learning_rate:
+            raise DescriptionError("final_learning_rate", "an exponential schedule needs one above 0")
+        if self.final_learning_rate > self.learning_rate:
+            raise DescriptionError("final_learning_rate", f"is above learning_rate, {self.learning_rate:g}")
+        if self.warm_up >= self.outer_steps:
+            raise DescriptionError("warm_up", f"{self.warm_up} must be below outer_steps, {self.outer_steps}")
+        return self
 
 
 class Checkpoints(Table):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optserve_server.metatraining.guards import Guard
+from optserve_server.metatraining.imitation import Teacher
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
@@ -25,7 +26,8 @@ class Group:
 
     `theta` is θ_t (of the reparametrised task, where `scales` is given), `[tasks, n]`; `scales` is c of f(c ⊙ z),
     `[tasks, n]`. `state` is h_t: of all tasks' coordinates as one row, `[features, tasks·n]`, where the optimizer is
-    coordinatewise, and else of each task, `[tasks, features, n]`.
+    coordinatewise, and else of each task, `[tasks, features, n]`. `initial_loss` is f(θ_0), `[tasks]`, once it has been
+    evaluated; a `teacher` compares the updates with its own.
     """
 
     share: int
@@ -34,6 +36,8 @@ class Group:
     theta: Theta
     state: HiddenState
     scales: Tensor | None = None
+    initial_loss: Tensor | None = None
+    teacher: Teacher | None = None
 
     @property
     def in_one_row(self) -> bool:
@@ -77,13 +81,17 @@ class Group:
             "theta": self.theta,
             "state": self.state._asdict(),
             "scales": self.scales,
+            "initial_loss": self.initial_loss,
+            "teacher": None if self.teacher is None else self.teacher.to_state(),
         }
 
     @classmethod
     def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
         """The group, over the recipe's tasks, whose `to_state` this is."""
         family = shares[state["share"]].build()
-        return cls(**{**state, "family": family, "state": HiddenState(**state["state"])})
+        teacher = None if state["teacher"] is None else Teacher(**state["teacher"])
+        hidden_state = HiddenState(**state["state"])
+        return cls(**{**state, "family": family, "state": hidden_state, "teacher": teacher})
 
 
 def draw_groups(
@@ -122,23 +130,30 @@ def unroll(
     linearised = torch.is_grad_enabled() and not second_order
     losses: list[Tensor] = []
     slopes: list[Tensor] = []
-    for index in range(steps + 1):
+    for clock in clocks.unsqueeze(1).unbind():
         loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
         losses.append(loss)
+        if group.initial_loss is None:
+            group.initial_loss = loss.detach()
         theta = group.theta
         if guard is not None:
             theta, loss, gradients = guard.admit(theta, loss, gradients)
         if linearised:
             slopes.append(gradients)
-        if index < steps:
-            clock = clocks[index : index + 1]
-            updates = taken.step(_observations(group, theta, loss, gradients, clock, horizon))
-            group.move(updates if second_order else updates.detach())
+        observations = _observations(group, theta, loss, gradients, clock, horizon)
+        updates = taken.step(observations)
+        if group.teacher is not None:
+            group.teacher.see(observations, updates)
+        group.move(updates if second_order else updates.detach())
     group.state = taken.state
-    followed = torch.stack(losses[1:])
     if linearised:
-        followed = followed + _tangents(torch.stack(slopes[1:]), taken.updates())
-    return followed if guard is None else guard.marked(followed)
+        return _linearised(group, taken, losses, slopes, generator, guard)
+    losses.append(group.losses(group.theta, group.draw_batch(generator)))
+    followed = torch.stack(losses[1:])
+    if guard is None:
+        return followed
+    guard.check(group.theta, losses[-1])
+    return guard.marked(followed)
 
 
 def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
@@ -166,10 +181,25 @@ def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_orde
     return loss if second_order else loss.detach(), gradients
 
 
-def _tangents(gradients: Tensor, updates: Tensor) -> Tensor:
-    """Zeros, `[steps, tasks]`, that follow the updates as f(θ_t) after each step does, by ∇_t, `[steps, tasks, n]`.
+def _linearised(
+    group: Group,
+    taken: Stepper,
+    losses: list[Tensor],
+    slopes: list[Tensor],
+    generator: torch.Generator,
+    guard: Guard | None,
+) -> Tensor:
+    """The losses after each step, `[steps, tasks]`, that follow the updates as f(θ_t) does by its gradient, held fixed.
 
     f's linearisation at θ_t has its value and its derivative, and needs no second pass through f.
     """
-    moves = updates.view_as(gradients).cumsum(dim=0)
-    return (gradients * (moves - moves.detach())).sum(dim=2)
+    loss, gradients = _loss_and_gradients(group, generator, second_order=False)
+    if guard is not None:
+        _, _, gradients = guard.admit(group.theta, loss, gradients)
+    followed, fixed = torch.stack([*losses[1:], loss]), torch.stack([*slopes[1:], gradients])
+    updates = taken.updates()
+    if group.teacher is not None:
+        group.teacher.updates = list(updates)
+    moves = updates.view_as(fixed).cumsum(dim=0)
+    followed = followed + (fixed * (moves - moves.detach())).sum(dim=2)
+    return followed if guard is None else guard.marked(followed)

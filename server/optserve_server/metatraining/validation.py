@@ -37,5 +37,7 @@ def held_out_meta_loss(
             generator=generator,
             second_order=False,
         )
-        total += bounded(recipe.meta_loss, losses[-1]).mean().double() * (share.weight / whole)
+        assert group.initial_loss is not None
+        final = bounded(recipe.meta_loss, losses[-1], group.initial_loss)
+        total += final.mean().double() * (share.weight / whole)
     return total.item()

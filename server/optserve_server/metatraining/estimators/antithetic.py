@@ -13,9 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.estimators.base import MetaGradient, Window, measure
 from optserve_server.metatraining.guards import LARGEST
-from optserve_server.metatraining.meta_losses import bounded, meta_loss
 from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.tables import MetaLoss
 from optserve_server.metatraining.trajectories import Group, unroll
@@ -73,14 +72,16 @@ class Antithetic(ABC):
             generator=generator,
             second_order=False,
         )
-        meta_losses = meta_loss(self.meta_loss, losses).view(-1, group.tasks)
-        ahead, behind = meta_losses[: self.pairs], meta_losses[self.pairs : 2 * self.pairs]
-        slopes = (ahead - behind).flatten() / (2 * self.sigma**2)
-        finite = (losses.abs() < LARGEST).all(dim=0).view(-1, group.tasks)
-        final = bounded(self.meta_loss, losses[-1]).view(-1, group.tasks)
+        finite = losses.abs() < LARGEST
+        measured = measure(self.meta_loss, group, window, losses)
+        # From here on each is [particles, tasks].
+        meta_losses, objective, final, finite = (
+            found.view(-1, group.tasks) for found in (*measured, finite.all(dim=0))
+        )
+        slopes = (objective[: self.pairs] - objective[self.pairs : 2 * self.pairs]) / (2 * self.sigma**2)
         reported = slice(-self.others, None)  # the unperturbed φ, or all
         return MetaGradient(
-            _weighted(direction, slopes),
+            _weighted(direction, slopes.flatten()),
             meta_losses[reported].mean(),
             final[reported].mean(),
             (~finite.all(dim=0)).sum(),

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from optserve_server.metatraining.estimators.base import MetaGradient, Window
+from optserve_server.metatraining.estimators.base import MetaGradient, Window, measure
 from optserve_server.metatraining.guards import Guard
-from optserve_server.metatraining.meta_losses import bounded, meta_loss
 from optserve_server.metatraining.tables import MetaLoss
 from optserve_server.metatraining.trajectories import Group, unroll
 from optserve_server.optimizers import Optimizer, Phi
@@ -43,9 +42,8 @@ class Backpropagation:
             second_order=self.second_order,
             guard=guard,
         )
-        meta_losses = meta_loss(self.meta_loss, losses)
-        gradients = guard.gradients(meta_losses, leaves)
+        meta_losses, objective, final = measure(self.meta_loss, group, window, losses)
+        gradients = guard.gradients(objective, leaves)
         group.detach()
         lost = (~guard.finite).sum()
-        loss = bounded(self.meta_loss, losses[-1].detach()).mean()
-        return MetaGradient(gradients, meta_losses.detach().mean(), loss, lost, lost)
+        return MetaGradient(gradients, meta_losses.detach().mean(), final.detach().mean(), lost, lost)

@@ -1,0 +1,69 @@
+"""The curriculum over the horizon (Chen et al. 2020, arXiv 2010.09089, section 3.1)."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from optserve_server.metatraining.recipes import Recipe
+from optserve_server.metatraining.training_checkpoints import State
+
+
+@dataclass
+class Curriculum:
+    """Which T is trained on: `horizons[stage]`, and then the next, when L at that next T has stopped improving.
+
+    `best` is the lowest L at the next T in this stage, and `kept` what the outer loop was then; `waited` counts the
+    validations since. Without a curriculum there is one stage, the recipe's longest T.
+    """
+
+    horizons: tuple[int, ...]
+    patience: int
+    stage: int = 0
+    best: float = math.inf
+    waited: int = 0
+    kept: State = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """The recipe's, at its first stage."""
+        if recipe.curriculum is None:
+            return cls((recipe.unroll.longest,), 0)
+        return cls((*recipe.curriculum.steps, recipe.unroll.longest), recipe.curriculum.patience)
+
+    @property
+    def horizon(self) -> int:
+        """The longest T of the trajectories that begin now."""
+        return self.horizons[self.stage]
+
+    @property
+    def next_horizon(self) -> int | None:
+        """The longest T of the next stage; none after the last."""
+        return self.horizons[self.stage + 1] if self.stage + 1 < len(self.horizons) else None
+
+    @property
+    def over(self) -> bool:
+        """Whether this stage has brought nothing better for long enough."""
+        return self.next_horizon is not None and self.waited >= self.patience
+
+    def judge(self, loss: float, outer_loop: State) -> None:
+        """Take in L at the next T, and what the outer loop is now."""
+        if loss < self.best:
+            self.best, self.waited, self.kept = loss, 0, outer_loop
+        else:
+            self.waited += 1
+
+    def go_on(self) -> State:
+        """Begin the next stage; what the outer loop was at its best in this one."""
+        kept = self.kept
+        self.stage, self.best, self.waited, self.kept = self.stage + 1, math.inf, 0, None
+        return kept
+
+    def to_state(self) -> State:
+        """Where it stands, for a training checkpoint."""
+        best = None if math.isinf(self.best) else self.best
+        return {"stage": self.stage, "best": best, "waited": self.waited, "kept": self.kept}
+
+    def restore(self, state: State) -> None:
+        """Go to where it stood."""
+        self.stage, self.waited, self.kept = state["stage"], state["waited"], state["kept"]
+        self.best = math.inf if state["best"] is None else state["best"]
