@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -78,6 +79,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The server that most tests share."""
     with running_server(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def server_with_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The server that tests of what runs in the background share; it has one worker."""
+    with running_server(tmp_path_factory.mktemp("server"), "--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> dict[str, Any]:
+    """A recipe whose outer steps take some milliseconds."""
+    return {
+        "name": "tiny",
+        "architecture": {"kind": "lstm", "hidden_size": 4, "layers": 1},
+        "tasks": [{"family": "quadratic", "parameters": {"dimension": 2}}],
+        "unroll": {"steps": 6, "truncation": 3},
+        "meta_optimizer": {"kind": "adam", "outer_steps": 6, "tasks_per_outer_step": 3},
+        "checkpoints": {"every": 3},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any, Self
 from optserve.api_keys import ApiKeys, AsyncApiKeys
 from optserve.connection import AsyncConnection, Connection, Options
 from optserve.evaluations import AsyncEvaluations, Evaluations
+from optserve.meta_training import AsyncMetaTraining, MetaTraining
 from optserve.optimizers import AsyncOptimizers, Optimizers
 from optserve.session import AsyncSessions, Sessions
 from optserve.tasks import AsyncTasks, Tasks
@@ -28,6 +29,7 @@ class Client:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys.
     """
@@ -52,6 +54,7 @@ class Client:
         self.sessions = Sessions(self._connection)
         self.optimizers = Optimizers(self._connection)
         self.tasks = Tasks(self._connection)
+        self.meta_training = MetaTraining(self._connection)
         self.evaluations = Evaluations(self._connection)
         self.api_keys = ApiKeys(self._connection)
 
@@ -85,6 +88,7 @@ class AsyncClient:
         sessions: create, find and list sessions.
         optimizers: read optimizers and their versions; move aliases.
         tasks: list the task families.
+        meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys.
     """
@@ -103,6 +107,7 @@ class AsyncClient:
         self.sessions = AsyncSessions(self._connection)
         self.optimizers = AsyncOptimizers(self._connection)
         self.tasks = AsyncTasks(self._connection)
+        self.meta_training = AsyncMetaTraining(self._connection)
         self.evaluations = AsyncEvaluations(self._connection)
         self.api_keys = AsyncApiKeys(self._connection)
 

@@ -5,6 +5,7 @@ OptserveError
 ├── ConnectionFailed            no reply after every try
 ├── ReplyInvalid                a reply that is not of this protocol
 ├── EvaluationUnsuccessful      an evaluation that was waited for failed, or was cancelled
+├── RunFailed                   a meta-training run that was waited for
 └── ProblemError                the server answered with a problem (RFC 9457)
     ├── MalformedBody           400
     ├── Unauthorized            401
@@ -35,7 +36,7 @@ OptserveError
     ├── HyperparametersInvalid  422
     ├── ParametersNeeded        422
     ├── WeightsInvalid          422
-    ├── RecipeInvalid           422
+    ├── RecipeInvalid           422, with `path`
     ├── EvaluationInvalid       422
     ├── QuotaExceeded           429
     ├── InternalError           500
@@ -49,6 +50,7 @@ import json
 from typing import Any, ClassVar
 
 from optserve.wire import problems
+from optserve.wire.meta_training import RunInfo
 from optserve.wire.problems import ProblemType
 
 
@@ -74,6 +76,21 @@ class ReplyInvalid(OptserveError):
 
 class EvaluationUnsuccessful(OptserveError):
     """An evaluation that was waited for failed, or was cancelled; the message says why."""
+
+
+class RunFailed(OptserveError):
+    """A meta-training run that was waited for failed; the message says why, and which version is still good.
+
+    Attributes:
+        info: the run as it ended.
+    """
+
+    def __init__(self, message: str, info: RunInfo) -> None:
+        super().__init__(message)
+        self.info = info
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.info)
 
 
 class ProblemError(OptserveError):
@@ -295,6 +312,11 @@ class RecipeInvalid(ProblemError, ValueError):
     """The recipe is not valid."""
 
     problem = problems.RECIPE_INVALID
+
+    @property
+    def path(self) -> str | None:
+        """The key that is wrong, as `meta_optimizer.learning_rate`; empty where it is the whole recipe."""
+        return self.fields.get("path")
 
 
 class EvaluationInvalid(ProblemError):

@@ -72,8 +72,12 @@ class Resource:
 
 
 def to_json(body: Any) -> bytes:
-    """A dataclass as JSON, without its members that are None. NumPy's and torch's numbers are taken as numbers."""
-    members = {name: value for name, value in dataclasses.asdict(body).items() if value is not None}
+    """A dataclass as JSON, without its members that are None, or a mapping as it is.
+
+    NumPy's and torch's numbers are taken as numbers.
+    """
+    members = body if isinstance(body, Mapping) else dataclasses.asdict(body)
+    members = {name: value for name, value in members.items() if value is not None}
     return json.dumps(members, default=_number).encode()
 
 

@@ -14,6 +14,7 @@ from optserve_server.api import (
     documents,
     evaluations,
     health,
+    meta_training_runs,
     optimizers,
     problems,
     sessions,
@@ -59,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for resource in (sessions, states, optimizers, aliases, tasks, evaluations, api_keys):
+    for resource in (sessions, states, optimizers, aliases, tasks, meta_training_runs, evaluations, api_keys):
         versioned.include_router(resource.router)
     versioned.include_router(states.plain_router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step

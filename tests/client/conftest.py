@@ -2,13 +2,16 @@
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
 from optserve import Client
+from optserve.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +25,26 @@ def client(server) -> Iterator[Client]:
 def optimizer(request) -> str:
     """A learned optimizer, and one designed by hand."""
     return request.param
+
+
+@pytest.fixture
+def run_at(tmp_path, monkeypatch, capsys):
+    """Makes what runs `optserve …` in an empty directory, against a server: its exit code, and what it wrote."""
+
+    def run_at(url):
+        monkeypatch.chdir(tmp_path)
+        for name, value in {"OPTSERVE_URL": url, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
+            monkeypatch.setenv(name, value)
+        return run
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optserve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
+
+    return run_at
 
 
 class Relay:

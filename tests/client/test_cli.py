@@ -4,30 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import optserve
-from optserve.cli import main
 from optserve.wire import tensors
 
 
 @pytest.fixture
-def run(server, tmp_path, monkeypatch, capsys):
-    """Runs `optserve …` in an empty directory: its exit code, and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"OPTSERVE_URL": server.url, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["optserve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
-
-    return run
+def run(server, run_at):
+    """Runs `optserve …` against the shared server."""
+    return run_at(server.url)
 
 
 def ok(result):

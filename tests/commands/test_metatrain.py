@@ -81,3 +81,9 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     assert result.returncode == 2
     assert "cannot be written" in " ".join(result.stderr.replace("│", " ").split())
     assert "outer step" not in result.stdout
+
+
+def test_options_of_a_run_here_are_refused_for_one_on_the_server(optserve_command: str, recipe: Path) -> None:
+    result = metatrain(optserve_command, recipe, "--output", "elsewhere.safetensors")
+    assert result.returncode == 2
+    assert "go with --local" in " ".join(result.stderr.replace("│", " ").split())

@@ -21,7 +21,12 @@ from optserve_server.registry.models import MetaTrainingRun
 
 
 def recipe(outer_steps: int = 10) -> dict[str, Any]:
-    return {"name": "tiny", "meta_optimizer": {"outer_steps": outer_steps, "kind": "adam"}}
+    return {
+        "name": "tiny",
+        "architecture": {"kind": "lstm"},
+        "tasks": [{"family": "quadratic"}],
+        "meta_optimizer": {"outer_steps": outer_steps, "kind": "adam"},
+    }
 
 
 def add(database: Database, **changes: Any) -> str:
@@ -328,7 +333,7 @@ def test_measurements_come_back_bit_for_bit_and_what_is_not_finite_as_null(datab
     with database.session() as db_session:
         one, two = runs.list_metrics_after(db_session, runs.get_run(db_session, run_id), 0, limit=10)
     assert (one.meta_loss, one.meta_loss_held_out) == (0.1 + 0.2, 1e-300)
-    assert one.details == {"loss": 0.5, "meta_gradient_norm": 2.0, "step": 5, "horizon": 5}
+    assert one.details.items() >= {"loss": 0.5, "meta_gradient_norm": 2.0, "step": 5, "horizon": 5}.items()
     assert (two.meta_loss, two.meta_loss_held_out, two.details["loss"]) == (None, None, None)
     assert entry(database, run_id).meta_loss_held_out == 1e-300
 

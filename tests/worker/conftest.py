@@ -23,27 +23,19 @@ from optserve_server.registry.models import Version
 from optserve_server.worker import holding, worker
 from optserve_server.worker.worker import Worker
 
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "architecture": {"kind": "lstm", "hidden_size": 4, "layers": 1},
-    "tasks": [{"family": "quadratic", "parameters": {"dimension": 2}}],
-    "unroll": {"steps": 6, "truncation": 3},
-    "meta_optimizer": {"kind": "adam", "outer_steps": 6, "tasks_per_outer_step": 3},
-    "checkpoints": {"every": 3},
-}
 PATIENCE = 60
 
 
 class Queue:
     """A database's runs, as those see them who ask for them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tiny_recipe: dict[str, Any]) -> None:
         self.database = database
+        self._tiny = tiny_recipe
 
-    @staticmethod
-    def recipe(outer_steps: int = 6, **changes: Any) -> Recipe:
-        settings = {**TINY["meta_optimizer"], "outer_steps": outer_steps, **changes.pop("meta_optimizer", {})}
-        return recipes.parse({**TINY, **changes, "meta_optimizer": settings})
+    def recipe(self, outer_steps: int = 6, **changes: Any) -> Recipe:
+        settings = {**self._tiny["meta_optimizer"], "outer_steps": outer_steps, **changes.pop("meta_optimizer", {})}
+        return recipes.parse({**self._tiny, **changes, "meta_optimizer": settings})
 
     def add(self, outer_steps: int = 6, start_from: Version | None = None, **changes: Any) -> str:
         """Queue the tiny recipe with some changes; the id of the run."""
@@ -104,13 +96,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def queue(database: Database) -> Queue:
-    return Queue(database)
-
-
-@pytest.fixture
-def queue_of() -> type[Queue]:
-    return Queue
+def queue(database: Database, tiny_recipe: dict[str, Any]) -> Queue:
+    return Queue(database, tiny_recipe)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from types import SimpleNamespace
@@ -165,9 +165,7 @@ def raising_from_call(number: int, error: BaseException) -> Callable[..., Any]:
     return batch
 
 
-@pytest.mark.parametrize(
-    "error", [ZeroDivisionError("no such\n  batch"), SystemExit("enough"), MemoryError("too much")]
-)
+@pytest.mark.parametrize("error", [ZeroDivisionError("no such\n  batch"), SystemExit("enough")])
 def test_a_task_family_that_raises_fails_the_run_and_the_worker_lives_on(queue, working, monkeypatch, error) -> None:
     broken = queue.add(outer_steps=20, checkpoints={"every": 2})
     with monkeypatch.context() as patch, working():
@@ -244,18 +242,19 @@ def test_many_outer_steps_are_one_write(queue, working, monkeypatch) -> None:
 def test_training_checkpoints_come_early_then_at_growing_pauses_and_never_too_late(queue, working, monkeypatch) -> None:
     """By a clock that goes a second an outer step."""
     saved: list[int] = []
-    real_checkpoint, real_step = OuterLoop.checkpoint, OuterLoop._outer_step
+    real_checkpoint, real_iter = OuterLoop.checkpoint, OuterLoop.__iter__
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
-    def outer_step(self: OuterLoop, number: int) -> Progress:
-        clock.now += 1
-        return real_step(self, number)
+    def iterate(self: OuterLoop) -> Iterator[Progress]:
+        for progress in real_iter(self):
+            clock.now += 1
+            yield progress
 
     def checkpoint(self: OuterLoop) -> bytes:
         saved.append(self.outer_step)
         return real_checkpoint(self)
 
-    monkeypatch.setattr(OuterLoop, "_outer_step", outer_step)
+    monkeypatch.setattr(OuterLoop, "__iter__", iterate)
     monkeypatch.setattr(OuterLoop, "checkpoint", checkpoint)
     monkeypatch.setattr(meta_training, "time", clock)
     with working():

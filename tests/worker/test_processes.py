@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from optserve_server.metatraining.outer_loop import OuterLoop
-from optserve_server.registry.database import Database
 
 LONG = {"outer_steps": 300, "checkpoints": {"every": 100}}
 
@@ -59,23 +58,6 @@ def test_a_worker_stops_at_a_signal_and_its_run_waits_for_the_next_at_once(queue
     assert (run.status, run.attempt) == ("queued", 2)
 
 
-def test_two_workers_share_a_postgresql_and_never_a_run(postgresql, start_worker, queue_of) -> None:
-    database = Database(postgresql())
-    database.upgrade()
-    queue = queue_of(database)
-    ids = [queue.add(outer_steps=30, checkpoints={"every": 30}) for _ in range(6)]
-    workers = [start_worker(database) for _ in range(2)]
-    done = [queue.wait(run_id) for run_id in ids]
-    assert [(entry.run.status, entry.run.attempt, len(entry.versions)) for entry in done] == [("succeeded", 1, 1)] * 6
-    assert {entry.run.worker.rpartition("-")[2] for entry in done} <= {str(process.pid) for process in workers}
-    curves = [queue.curve(run_id) for run_id in ids]
-    assert all(curve == curves[0] for curve in curves)
-    for process in workers:
-        process.send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=20) for process in workers] == [0, 0]
-    database.close()
-
-
 def test_a_database_that_is_none_is_one_line(optserve_command: str, tmp_path: Path) -> None:
     command = [optserve_command, "worker", "--database-url", "postgresql://127.0.0.1:1/none"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -85,12 +67,11 @@ def test_a_database_that_is_none_is_one_line(optserve_command: str, tmp_path: Pa
 
 
 def test_a_gpu_that_is_not_there_is_named(optserve_command: str, tmp_path: Path) -> None:
-    for command in (["worker"], ["serve", "--port", "0"]):
-        words = [optserve_command, *command, "--device", "cuda"]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-        assert result.returncode == 2
-        assert "finds no GPU" in result.stderr
+    words = [optserve_command, "worker", "--device", "cuda"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert result.returncode == 2
+    assert "finds no GPU" in result.stderr
 
 
 def test_a_server_starts_its_workers_again_and_they_stop_with_it(start_server) -> None:

@@ -28,11 +28,11 @@ ApiKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def connect(url: str | None, api_key: str | None) -> "Client":
+def connect(url: str | None, api_key: str | None, retries: int = RETRIES) -> "Client":
     """The client for one command."""
     from optserve.client import Client
 
-    return Client(url, api_key, retries=RETRIES)
+    return Client(url, api_key, retries=retries)
 
 
 def print_json(value: Any) -> None:

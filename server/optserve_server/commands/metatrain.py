@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optserve.cli.common import ApiKey, Url
+from optserve.cli.runs import Detach, submit
 from optserve_server.commands.common import require_writable
 
 if TYPE_CHECKING:
@@ -15,34 +17,49 @@ if TYPE_CHECKING:
 
 def metatrain(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; recipes/ has examples.", exists=True)],
-    local: Annotated[
-        bool, typer.Option("--local", help="Run here, in this process. (Submitting to a server is not built yet.)")
-    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run here, in this process, without a server.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where the weights go. Default: RECIPE with .safetensors for .toml."),
+        typer.Option(help="With --local: where the weights go. Default: RECIPE with .safetensors for .toml."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; another number may change the last bits of φ.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --local: CPU threads; another number may change the last bits of φ. Default: 1."
+        ),
+    ] = None,
+    detach: Detach = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Meta-train an optimizer by a recipe and write its weights.
+    """Meta-train an optimizer by a recipe: in the background on the server, or with --local here.
 
-    At every checkpoint the optimizer is tried on held-out tasks, and written if it is the best so far; so the file is
-    there early, and stays if the run is stopped (Ctrl-C).
+    On the server every checkpoint becomes a version. Ctrl-C ends the showing, not the run.
+
+    With --local the optimizer is tried on held-out tasks at every checkpoint, and its weights are written if it is the
+    best so far; so the file is there early, and stays if this is stopped (Ctrl-C).
     """
+    if local:
+        _run_here(recipe, output, threads or 1)
+        return
+    if output is not None or threads is not None:
+        raise typer.BadParameter("--output and --threads go with --local; on the server the weights become versions")
+    submit(recipe, detach=detach, url=url, api_key=api_key)
+
+
+def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
     import torch
 
     from optserve_server.metatraining import recipes
     from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop
     from optserve_server.metatraining.weight_files import Record
 
-    if not local:
-        raise typer.BadParameter("add --local: runs on a server are not built yet", param_hint="--local")
     try:
         parsed = recipes.load(recipe)
     except recipes.RecipeError as error:
         raise typer.BadParameter(str(error), param_hint=str(recipe)) from error
     if parsed.start_from is not None:
-        raise typer.BadParameter("start_from needs a server, and runs on a server are not built yet")
+        raise typer.BadParameter("start_from names a version of a server; leave --local out")
     target = output or recipe.with_suffix(".safetensors")
     require_writable(target, "--output")
     torch.set_num_threads(threads)

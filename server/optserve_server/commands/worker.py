@@ -13,6 +13,9 @@ from optserve_server.commands.common import DatabaseUrl, DataDir, opened_databas
 if TYPE_CHECKING:
     from types import FrameType
 
+    from optserve_server.registry.database import Database
+    from optserve_server.settings import Settings
+
 _NICENESS = 10
 """How far workers stand back for whatever serves on the same machine."""
 
@@ -39,21 +42,25 @@ def worker(
     if stop_with_parent:
         threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
     settings = settings_from(database_url=database_url, data_dir=data_dir, device=device, threads=threads)
+    with opened_database(settings) as database:
+        database.upgrade()
+        _work(database, settings, stop)
+
+
+def _work(database: "Database", settings: "Settings", stop: threading.Event) -> None:
     import torch
 
     from optserve_server import logs
     from optserve_server.worker.devices import find_device
     from optserve_server.worker.worker import Worker
 
-    logs.configure()
     try:
         found = find_device(settings.device)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
+    logs.configure()
     torch.set_num_threads(settings.threads)
-    with opened_database(settings) as database:
-        database.upgrade()
-        Worker(database, found, stop).work()
+    Worker(database, found, stop).work()
 
 
 def _stop_at_signals(stop: threading.Event) -> None:
@@ -67,5 +74,5 @@ def _stop_at_signals(stop: threading.Event) -> None:
 
 
 def _wait_for_parent(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()  # until the parent is gone, which holds the other end
+    os.read(sys.stdin.fileno(), 1)  # it ends when the parent is gone, which holds the other end
     stop.set()

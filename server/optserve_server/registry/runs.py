@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from optserve_server.metatraining import recipes
 from optserve_server.metatraining.outer_loop import Progress
 from optserve_server.naming import is_name
 from optserve_server.registry import leases, optimizers
@@ -155,6 +156,7 @@ def resume_run(db_session: Session, run: MetaTrainingRun, outer_steps: int | Non
     Raises:
         RunConflict: it is not over, or has made all its outer steps.
         OuterStepsInvalid: fewer outer steps than it has.
+        RecipeError: more outer steps than a recipe can have.
     """
     if run.status not in leases.OVER:
         raise RunConflict(f"Run {run.id} is {run.status}; only a run that is over can be resumed.", run.status)
@@ -168,8 +170,9 @@ def resume_run(db_session: Session, run: MetaTrainingRun, outer_steps: int | Non
     db_session.execute(delete(MetaTrainingMetrics).where(behind))
     run.outer_step = kept
     if outer_steps is not None:
+        longer = {**run.recipe["meta_optimizer"], "outer_steps": outer_steps}
+        run.recipe = recipes.parse({**run.recipe, "meta_optimizer": longer}).model_dump(mode="json")
         run.outer_steps = outer_steps
-        run.recipe = {**run.recipe, "meta_optimizer": {**run.recipe["meta_optimizer"], "outer_steps": outer_steps}}
     leases.requeue(db_session, run)
 
 
