@@ -85,7 +85,7 @@ class OuterLoop:
             MetaTrainingError: naming the outer step and the family of tasks.
         """
         while self.outer_step < self.recipe.meta_optimizer.outer_steps:
-            progress = self._make_outer_step(self.outer_step + 1)
+            progress = self._outer_step(self.outer_step + 1)
             self.outer_step += 1
             yield progress
 
@@ -119,7 +119,7 @@ class OuterLoop:
         loop._pool.restore(state["trajectories"])
         return loop
 
-    def _make_outer_step(self, outer_step: int) -> Progress:
+    def _outer_step(self, outer_step: int) -> Progress:
         if self._curriculum.over:
             self._descent.restore(self._curriculum.go_on())
             self._pool.clear()
