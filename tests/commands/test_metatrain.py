@@ -4,7 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from optserve_server import optimizers
 from optserve_server.optimizers import weights
 
 RECIPE = """
@@ -53,6 +55,36 @@ def test_the_same_recipe_writes_the_same_bytes(optserve_command: str, recipe: Pa
     for name in ("one", "two"):
         assert metatrain(optserve_command, recipe, "--local", "--output", tmp_path / name).returncode == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_it_starts_from_a_weight_file_beside_the_recipe(optserve_command: str, recipe: Path) -> None:
+    optimizer = optimizers.build({"kind": "lstm", "hidden_size": 4, "layers": 1})
+    phi = optimizer.initial_phi(torch.Generator().manual_seed(7))
+    recipe.with_name("start.safetensors").write_bytes(weights.encode(optimizer, phi))
+    standing_still = RECIPE.replace('kind = "adam"', 'kind = "adam"\nlearning_rate = 1e-30')
+    recipe.write_text('start_from = "start.safetensors"\n' + standing_still)
+    result = metatrain(optserve_command, recipe, "--local")
+    assert result.returncode == 0, result.stderr
+    _, found, _ = weights.decode(recipe.with_suffix(".safetensors").read_bytes())
+    torch.testing.assert_close(found, phi, rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("lstm@3", "there is no file"),
+        ("lstm-8.safetensors", "has the architecture LSTM(hidden_size=8"),
+        ("tiny.toml", "not a safetensors file"),
+    ],
+)
+def test_what_it_cannot_start_from_is_named(optserve_command: str, recipe: Path, start: str, message: str) -> None:
+    other = optimizers.build({"kind": "lstm", "hidden_size": 8})
+    file = recipe.with_name("lstm-8.safetensors")
+    file.write_bytes(weights.encode(other, other.initial_phi(torch.Generator())))
+    recipe.write_text(f'start_from = "{start}"\n' + RECIPE)
+    result = metatrain(optserve_command, recipe, "--local")
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

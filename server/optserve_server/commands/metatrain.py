@@ -10,6 +10,8 @@ from optserve.cli.runs import Detach, submit
 from optserve_server.commands.common import require_writable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from optserve_server.metatraining.outer_loop import OuterLoop
     from optserve_server.metatraining.recipes import Recipe
     from optserve_server.metatraining.weight_files import Record
@@ -58,14 +60,13 @@ def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
         parsed = recipes.load(recipe)
     except recipes.RecipeError as error:
         raise typer.BadParameter(str(error), param_hint=str(recipe)) from error
-    if parsed.start_from is not None:
-        raise typer.BadParameter("start_from names a version of a server; leave --local out")
+    phi = None if parsed.start_from is None else _weights(recipe.parent / parsed.start_from, parsed)
     target = output or recipe.with_suffix(".safetensors")
     require_writable(target, "--output")
     torch.set_num_threads(threads)
     record = Record()
     try:
-        _run(OuterLoop(parsed), record, target)
+        _run(OuterLoop(parsed, phi), record, target)
     except (KeyboardInterrupt, MetaTrainingError) as error:
         typer.echo(f"stopped at outer step {len(record.meta_losses)}: {str(error) or 'interrupted'}", err=True)
         if record.best_phi is None:
@@ -76,6 +77,22 @@ def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
         raise typer.Exit(1) from error
     _write(target, record, parsed)
     _tell(target, record)
+
+
+def _weights(file: Path, recipe: "Recipe") -> "dict[str, Tensor]":
+    """φ_0 from a weight file; a version has none here, where there is no server."""
+    from optserve_server.optimizers import weights
+
+    if not file.is_file():
+        message = f"start_from: there is no file {file}; a version, NAME@N, needs a server, so leave --local out"
+        raise typer.BadParameter(message)
+    try:
+        optimizer, phi, _ = weights.decode(file.read_bytes())
+    except ValueError as error:
+        raise typer.BadParameter(f"start_from: {file}: {error}") from error
+    if optimizer != recipe.optimizer():
+        raise typer.BadParameter(f"start_from: {file} has the architecture {optimizer}, not {recipe.optimizer()}")
+    return phi
 
 
 def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
@@ -106,7 +123,8 @@ def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
                 if record.best_outer_step == progress.outer_step:
                     _write(target, record, loop.recipe)
                 bar.console.print(f"outer step {progress.outer_step}: loss on held-out tasks {held_out}")
-            bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}")
+            diverged = f"  diverged {progress.non_finite}" if progress.non_finite else ""
+            bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}{diverged}")
 
 
 def _write(target: Path, record: "Record", recipe: "Recipe") -> None:
