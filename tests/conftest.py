@@ -18,6 +18,8 @@ import psycopg
 import pytest
 import torch
 
+from optserve_server import optimizers
+from optserve_server.optimizers import Optimizer, weights
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import Evaluation, now
 
@@ -99,6 +101,25 @@ def tiny_recipe() -> dict[str, Any]:
         "meta_optimizer": {"kind": "adam", "outer_steps": 6, "tasks_per_outer_step": 3},
         "checkpoints": {"every": 3},
     }
+
+
+@pytest.fixture(scope="session")
+def with_arrays(server: RunningServer) -> dict[str, tuple[Optimizer, dict[str, torch.Tensor]]]:
+    """Optimizers with state of tensors and of the session, and random φ, on the shared server as `random-KIND`."""
+    found = {}
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("hierarchical", "small_fc"):
+        optimizer = optimizers.build({"kind": kind})
+        initial = optimizer.initial_phi(generator)
+        phi = {name: weight + 0.1 * torch.randn(weight.shape, generator=generator) for name, weight in initial.items()}
+        reply = httpx.post(
+            f"{server.url}/v1/optimizers/random-{kind}/versions",
+            content=weights.encode(optimizer, phi),
+            headers={"Content-Type": "application/x-safetensors"},
+        )
+        assert reply.status_code in (200, 201), reply.text
+        found[f"random-{kind}"] = optimizer, phi
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ SAFETENSORS = {"Content-Type": "application/x-safetensors"}
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 
-@pytest.fixture(params=["adam", "adamw", "sgd", "learned"])
-def optimizer(request, learned):
+@pytest.fixture(params=["adam", "adamw", "sgd", "learned", "random-hierarchical", "random-small_fc"])
+def optimizer(request, learned, with_arrays):
     return learned if request.param == "learned" else request.param
 
 

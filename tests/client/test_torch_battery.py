@@ -22,12 +22,16 @@ ROWS = [
     ("rmsprop", {"lr": 0.01}),
     ("adam", {"lr": 0.01, "amsgrad": True}),
     ("adamw", {"lr": 0.01, "maximize": True}),
+    ("random-hierarchical", {"horizon": 20}),
+    ("random-small_fc", {}),
 ]
 every_optimizer = pytest.mark.parametrize(("name", "options"), ROWS, ids=[name for name, _ in ROWS])
+every_sensible_optimizer = pytest.mark.parametrize(("name", "options"), ROWS[:-1], ids=[name for name, _ in ROWS[:-1]])
+"""All but `small_fc` with random weights: the rest have been meta-trained, or are sensible before."""
 
 
 @pytest.fixture
-def make(client):
+def make(client, with_arrays):
     """Makes a RemoteOptimizer of parameters."""
     return lambda params, name="adam", **options: RemoteOptimizer(params, name, client, **options)
 
@@ -296,13 +300,14 @@ def test_state_dicts_without_newer_options_or_with_plain_steps_load(make):
     assert all(map(torch.equal, some, others))
 
 
+@pytest.mark.parametrize("name", ["adam", "random-hierarchical"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_the_hidden_state_stays_float32_for_parameters_of_any_dtype(make, dtype):
+def test_the_hidden_state_stays_float32_for_parameters_of_any_dtype(make, name, dtype):
     some = parameters()
-    optimizer = make(some)
+    optimizer = make(some, name)
     take(optimizer, some, 3)
     state_dict = optimizer.state_dict()
-    other = make([p.detach().to(dtype).requires_grad_() for p in some])
+    other = make([p.detach().to(dtype).requires_grad_() for p in some], name)
     other.load_state_dict(state_dict)
     assert equal(other.state_dict()["state"], state_dict["state"])
 
@@ -343,7 +348,7 @@ def test_gradient_scaler(make):
     assert torch.equal(some[1], kept)
 
 
-@every_optimizer
+@every_sensible_optimizer
 def test_it_learns(make, name, options):
     torch.manual_seed(0)
     x = torch.randn(64, 5)

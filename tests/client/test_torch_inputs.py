@@ -306,7 +306,7 @@ def test_a_state_dict_of_another_model_is_refused(make):
     p.grad = torch.ones(3)
     optimizer = make([p], "adam")
     optimizer.step()
-    with pytest.raises(ValueError, match=r"4 elements has the hidden state \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"hidden_state of parameter 0 has the shape \(2, 3\), but needs \(2, 4\)"):
         make([q], "adam").load_state_dict(optimizer.state_dict())
 
 

@@ -15,11 +15,18 @@ from optserve_server.sessions.plan import Plan, ServedVersion
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.store import INLINE_COORDINATES, SessionStore
 
-LSTM = build({"kind": "lstm", "hidden_size": 3})
+
+def learned(name, digit, **architecture):
+    optimizer = build(architecture)
+    return ServedVersion(name, 1, digit * 64, optimizer, optimizer.initial_phi(torch.Generator().manual_seed(1)))
+
+
 VERSIONS = {
     "adam": ServedVersion("adam", 1, "a" * 64, build({"kind": "adam"}), {}),
     "sgd": ServedVersion("sgd", 1, "b" * 64, build({"kind": "sgd"}), {}),
-    "lstm": ServedVersion("lstm", 1, "c" * 64, LSTM, LSTM.initial_phi(torch.Generator().manual_seed(1))),
+    "lstm": learned("lstm", "c", kind="lstm", hidden_size=3),
+    "hierarchical": learned("hierarchical", "d", kind="hierarchical"),
+    "small_fc": learned("small_fc", "e", kind="small_fc"),
 }
 SIZES = [10, 10 * INLINE_COORDINATES]
 

@@ -42,7 +42,7 @@ class GroupSession:
             raise
         return torch.from_numpy(updates)
 
-    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+    def state(self) -> dict[Tensor, dict[str, Any]]:
         """Each parameter's part of h_t, as PyTorch keeps it."""
         parts = state.split(self._session.state(), self._sizes())
         return dict(zip(self.parameters, parts, strict=True))
@@ -53,7 +53,7 @@ class GroupSession:
         if any("hidden_state" in part for part in parts):
             self._session.load_state(state.join(self._session.state(), self._sizes(), parts))
             for parameter, part in zip(self.parameters, parts, strict=True):
-                kept[parameter] = {name: value for name, value in part.items() if name != "hidden_state"}
+                kept[parameter] = {name: value for name, value in part.items() if name not in state.HELD_BY_SERVER}
 
     def close(self) -> None:
         """Delete the session."""

@@ -23,6 +23,7 @@ from optserve.client import Client
 from optserve.errors import OptserveError, ProblemError, RequestInvalid
 from optserve.torch.gradients import Gathered, apply, flatten, gather, loss_in, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
+from optserve.torch.state import HELD_BY_SERVER
 from optserve.wire.bodies import OptimizerInfo
 
 _ON_NONFINITE = ("raise", "skip")
@@ -272,7 +273,9 @@ class RemoteOptimizer(Optimizer):
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> StateDict:
-        """PyTorch's state_dict; `hidden_state` [features, numel], float32, is each parameter's part of h_t.
+        """PyTorch's state_dict; each parameter's part of h_t is its `hidden_state`, [features, numel], float32.
+
+        Where the optimizer also keeps arrays of each tensor or of the session, they are beside it, in `arrays`.
 
         The groups name the optimizer version, and neither server nor session: it can be loaded anywhere.
         """
@@ -318,8 +321,9 @@ class RemoteOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copy, a pickle, or what `load_state_dict` has made of a state_dict."""
         for part in state["state"].values():
-            if isinstance(part, dict) and isinstance(part.get("hidden_state"), _Guarded):
-                part["hidden_state"] = part["hidden_state"].tensor
+            for name, value in part.items() if isinstance(part, dict) else ():
+                if isinstance(value, _Guarded):
+                    part[name] = value.held
         self.__dict__.setdefault("_sessions", {})
         self.__dict__.setdefault("_infos", {})
         super().__setstate__(state)
@@ -341,10 +345,10 @@ class RemoteOptimizer(Optimizer):
 
 
 class _Guarded:
-    """A tensor that PyTorch must not convert to its parameter's dtype while it loads a state_dict."""
+    """Tensors that PyTorch must not convert to their parameter's dtype while it loads a state_dict."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, held: Any) -> None:
+        self.held = held
 
 
 def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
@@ -356,7 +360,7 @@ def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
             raise ValueError(
                 f"the state of parameter {index} has no 'hidden_state': the state_dict is not a RemoteOptimizer's"
             )
-        parts[index] = {**part, "hidden_state": _Guarded(part["hidden_state"])}
+        parts[index] = {**part, **{name: _Guarded(part[name]) for name in HELD_BY_SERVER if name in part}}
     return {**state_dict, "state": state_dict["state"] | parts}
 
 

@@ -142,10 +142,11 @@ async def put_parameters(request: Request) -> Response:
 
 def _longest_state(session: Session) -> int:
     layout = session.layout
+    arrays = session.array_layout
     numbers = layout.coordinates * (session.arena.features + 1) + 2 * len(layout.parameters)
     # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
     described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in layout.parameters)
-    return numbers * 4 + described + _METADATA_BYTES
+    return numbers * 4 + arrays.bytes + described + len(json.dumps(arrays.columns)) + _METADATA_BYTES
 
 
 def _session(request: Request) -> tuple[SessionStore, Session]:

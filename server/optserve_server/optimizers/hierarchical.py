@@ -83,11 +83,11 @@ class Hierarchical:
     def session_arrays(self) -> dict[str, int]:
         """The steps taken, what the losses have said, caution, and the alignment of all tensors together."""
         return {
-            "session_clock": 1,
+            "steps": 1,
             "losses": len(Losses._fields),
             "descent": len(Descent._fields),
             "caution": 1,
-            "session_alignment": 1,
+            "common_alignment": 1,
         }
 
     def initial_phi(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class Hierarchical:
         parts = _follow_coordinates(state.coordinates, gradients, arrays["clock"], shapes)
         tensors = _read_tensors([part.sums for part in parts], shapes)
         alignment = _follow(arrays["alignment"], tensors.cosines, arrays["clock"])
-        together = _follow(arrays["session_alignment"], tensors.cosine, arrays["session_clock"])
+        together = _follow(arrays["common_alignment"], tensors.cosine, arrays["steps"])
 
         run = (*read_losses(losses, descent), *position.readings)
         inputs = _scheduler_inputs(tensors, alignment, together, run, shapes)
@@ -136,11 +136,11 @@ class Hierarchical:
             "scheduler": scheduled.hidden,
             "drift": scheduled.drift,
             "alignment": alignment,
-            "session_clock": arrays["session_clock"] + 1,
+            "steps": arrays["steps"] + 1,
             "losses": torch.stack(losses, dim=-2),
             "descent": torch.stack(descent, dim=-2),
             "caution": caution.unsqueeze(-2),
-            "session_alignment": together,
+            "common_alignment": together,
         }
         return updates, HiddenState(joined([torch.stack(part.moments, dim=-2) for part in parts]), following)
 
@@ -168,7 +168,7 @@ class _Tensors(NamedTuple):
 def _follow_session(arrays: dict[str, Tensor], observations: Observations) -> tuple[Position, Losses, Descent, Tensor]:
     """Where the loop is, and its losses, descent and caution with the loss of this step, if there is one; `[…, 1]`."""
     horizon = None if observations.horizon is None else observations.horizon.unsqueeze(-1)
-    position = read_position(arrays["session_clock"].squeeze(-2), horizon)
+    position = read_position(arrays["steps"].squeeze(-2), horizon)
     losses, descent = Losses(*arrays["losses"].unbind(-2)), Descent(*arrays["descent"].unbind(-2))
     caution = arrays["caution"].squeeze(-2)
     if observations.loss is None:

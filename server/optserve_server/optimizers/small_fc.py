@@ -2,7 +2,7 @@
 arXiv 2203.11860): a tiny network on momenta and on Adafactor's factored second moments.
 
 Three things are otherwise than there. The parameters' values are no input, for a loop keeps them to itself. Second
-moments are seen by their roots, so that float32 holds the squares of all inputs for gradients from 1e−8 to 1e10. The
+moments are seen by their roots, so that float32 holds the squares of all inputs for gradients from 1e−7 to 1e10. The
 decays are constants.
 """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
+from optserve_server.sessions.whole import Arrays
 
 _OWN_BYTES = 1024  # what a checkpoint takes even where an optimizer keeps no hidden state
 _NO_CHARACTER = "\ufffd"  # what bytes that are not UTF-8 decode to
@@ -24,6 +25,7 @@ class Checkpoint:
     step: int
     created_at: datetime
     pages: Tensor  # page numbers in the session's arena, int64
+    arrays: Arrays  # never changed in place, so they are the session's own
     clocks: NDArray[np.int64]
     theta: Tensor | None  # [pages, 256]
     reserved: int  # bytes beside the pages
@@ -50,7 +52,15 @@ class Checkpoints:
             raise CheckpointNotFound(name, list(self._by_name))
         return self._by_name[name]
 
-    def save(self, name: str, step: int, pages: Tensor, clocks: NDArray[np.int64], theta: Tensor | None) -> Checkpoint:
+    def save(
+        self,
+        name: str,
+        step: int,
+        pages: Tensor,
+        arrays: Arrays,
+        clocks: NDArray[np.int64],
+        theta: Tensor | None,
+    ) -> Checkpoint:
         """Copy this state; what had the name before is gone.
 
         Raises:
@@ -62,14 +72,15 @@ class Checkpoints:
         if _NO_CHARACTER in name:
             raise RequestInvalid("The checkpoint's name is not in UTF-8.")
         before = self._by_name.get(name)
-        reserved = _OWN_BYTES + clocks.nbytes + (0 if theta is None else theta.numel() * FLOAT_BYTES)
+        tensors = (*arrays.values(), *(() if theta is None else (theta,)))
+        reserved = _OWN_BYTES + clocks.nbytes + sum(tensor.numel() * FLOAT_BYTES for tensor in tensors)
         with self._memory.reserved(reserved):
             kept = before.pages if before is not None else self._arena.allocate(len(pages))
         if before is not None:
             self._memory.release(before.reserved)
         self._arena.copy(pages, kept)
         copied = None if theta is None else theta.clone()
-        saved = Checkpoint(name, step, datetime.now(UTC), kept, clocks.copy(), copied, reserved)
+        saved = Checkpoint(name, step, datetime.now(UTC), kept, arrays, clocks.copy(), copied, reserved)
         self._by_name[name] = saved
         return saved
 

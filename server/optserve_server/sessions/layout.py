@@ -63,6 +63,11 @@ class Layout:
         return pages_for(self.coordinates)
 
     @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the parameters."""
+        return tuple(parameter.shape for parameter in self.parameters)
+
+    @cached_property
     def names(self) -> dict[str, int]:
         """The place of each parameter in the declared order."""
         return {parameter.name: place for place, parameter in enumerate(self.parameters)}

@@ -13,7 +13,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve_server.optimizers.base import PAGE
@@ -111,6 +113,19 @@ class Arena:
             self._free = torch.cat([self._free, numbers]).sort().values
         self._memory.release(len(numbers) * self.page_bytes)
 
+    def read_into(self, numbers: Tensor, values: NDArray[np.float32]) -> None:
+        """Copy the contents of these pages, one after another, into `values`, `[features, coordinates]`."""
+        for pages, columns in _groups(numbers, values.shape[1]):
+            contents = self.pages[pages].transpose(0, 1).reshape(self.features, len(pages) * PAGE)
+            values[:, columns] = contents.numpy()[:, : columns.stop - columns.start]
+
+    def write(self, numbers: Tensor, values: NDArray[np.float32]) -> None:
+        """Fill these pages with `values`, `[features, coordinates]`, and with zeros behind them."""
+        for pages, columns in _groups(numbers, values.shape[1]):
+            contents = torch.zeros(self.features, len(pages) * PAGE)
+            contents.numpy()[:, : columns.stop - columns.start] = values[:, columns]
+            self.pages[pages] = contents.view(self.features, len(pages), PAGE).transpose(0, 1)
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy the contents of the pages `source` into as many pages `target`."""
         for start in range(0, len(source), _COPY_PAGES):
@@ -147,6 +162,13 @@ def _reserve_pages(page_bytes: int, limit: int) -> tuple[mmap.mmap | None, Tenso
             capacity = math.ceil(capacity / 2)
     pages = torch.frombuffer(addresses, dtype=torch.float32).view(capacity, features, PAGE)
     return addresses, pages
+
+
+def _groups(numbers: Tensor, coordinates: int) -> Iterator[tuple[Tensor, slice]]:
+    """Groups of pages that are moved at once, and the coordinates that each holds."""
+    for start in range(0, len(numbers), _COPY_PAGES):
+        pages = numbers[start : start + _COPY_PAGES]
+        yield pages, slice(start * PAGE, min((start + len(pages)) * PAGE, coordinates))
 
 
 def _runs(numbers: Tensor) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve.wire.gradients import widen
-from optserve_server.optimizers import Observations, Optimizer, hyperparameters
+from optserve_server.optimizers import Observations, Optimizer, Updates, hyperparameters
 from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.checkpoints import Checkpoint, Checkpoints
 from optserve_server.sessions.errors import (
@@ -26,13 +26,14 @@ from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.parallel import step_in_shares
 from optserve_server.sessions.plan import Plan, ServedVersion, configured, require_label, require_ttl
 from optserve_server.sessions.steps import StepGradients, collect, require_finite, spread
+from optserve_server.sessions.whole import ArrayLayout, Arrays, step_whole
 
 
 class Session:
     """A session. Its methods are called one at a time, by whoever holds its `turn`.
 
-    h_t is in the arena's pages `pages`; `clocks` counts for each parameter the steps it has taken, and `next_step` is
-    the only step that comes next.
+    h_t is in the arena's pages `pages` and, where the optimizer is not coordinatewise, in `arrays`; `clocks` counts for
+    each parameter the steps it has taken, and `next_step` is the only step that comes next.
     """
 
     def __init__(
@@ -69,8 +70,12 @@ class Session:
         self._memory = memory
         self._last: tuple[StepGradients, NDArray[Any]] | None = None  # the last step and its updates, as they travel
         self._vector_bytes = layout.pages * PAGE * FLOAT_BYTES
-        with memory.reserved(2 * self._vector_bytes):  # what `_last` keeps
+        self.array_layout = ArrayLayout(optimizer, layout)
+        # What `_last` keeps, the arrays, and what a step takes.
+        self._own_bytes = 2 * self._vector_bytes + self.array_layout.bytes + self.array_layout.scratch_bytes
+        with memory.reserved(self._own_bytes):
             self.pages = arena.allocate(layout.pages)
+        self.arrays = self.array_layout.initial()
         self.prolong(plan.ttl_seconds)
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -89,11 +94,7 @@ class Session:
             return self._repeated(number, gradients)
         self._require_theta()
         selection = gradients.selection
-        observations = Observations(torch.from_numpy(gradients.pages()), self._clock(), self.theta)
-        updates = step_in_shares(
-            self.optimizer, self.version.phi, self.arena.pages, self.pages, observations, selection.active()
-        )
-        sent = collect(updates.numpy(), selection, self.dtype)
+        sent = collect(self._computed(gradients).numpy(), selection, self.dtype)
         if self.theta is not None:
             self.theta += torch.from_numpy(spread(widen(sent, self.dtype), selection)).view_as(self.theta)
         self._tick(selection.skipped)
@@ -101,6 +102,24 @@ class Session:
         self.next_step += 1
         self.prolong()
         return sent
+
+    def _computed(self, gradients: StepGradients) -> Updates:
+        """g_t, `[pages, 256]`; h_t is h_{t+1} afterwards."""
+        phi, selection = self.version.phi, gradients.selection
+        observations = Observations(
+            torch.from_numpy(gradients.pages()),
+            self._clock(),
+            self.theta,
+            loss=None if gradients.loss is None else torch.tensor(gradients.loss),
+            horizon=None if self.horizon is None else torch.tensor(float(self.horizon)),
+        )
+        if self.optimizer.coordinatewise:
+            active = selection.active()
+            return step_in_shares(self.optimizer, phi, self.arena.pages, self.pages, observations, active)
+        updates, self.arrays = step_whole(
+            self.array_layout, phi, self.arena, self.pages, self.arrays, observations, selection
+        )
+        return updates
 
     def _repeated(self, number: int, gradients: StepGradients) -> NDArray[Any]:
         if self._last is not None and number == self.next_step - 1:
@@ -195,7 +214,7 @@ class Session:
             RequestInvalid: `name` is no name.
             StateTooLarge: there is no room for another copy.
         """
-        return self.checkpoints.save(name, self.next_step, self.pages, self.clocks, self.theta)
+        return self.checkpoints.save(name, self.next_step, self.pages, self.arrays, self.clocks, self.theta)
 
     def restore(self, name: str) -> None:
         """Go back to a checkpoint; `next_step` goes back too.
@@ -207,12 +226,13 @@ class Session:
         saved = self.checkpoints.get(name)
         self.hold_theta(None if saved.theta is None else saved.theta.clone())
         self.arena.copy(saved.pages, self.pages)
-        self.go_on_from(saved.step, saved.clocks.copy())
+        self.go_on_from(saved.step, saved.clocks.copy(), saved.arrays)
 
-    def go_on_from(self, next_step: int, clocks: NDArray[np.int64]) -> None:
-        """Let `next_step` come next, from the hidden state that was just put into the pages."""
+    def go_on_from(self, next_step: int, clocks: NDArray[np.int64], arrays: Arrays) -> None:
+        """Let `next_step` come next, from these arrays and the hidden state that was just put into the pages."""
         self.next_step = next_step
         self.clocks = clocks
+        self.arrays = arrays
         self._last = None
         self.prolong()
 
@@ -233,7 +253,8 @@ class Session:
         self.hold_theta(None)
         self.checkpoints.clear()
         self.arena.free(self.pages)
-        self._memory.release(2 * self._vector_bytes)
+        self._memory.release(self._own_bytes)
+        self.arrays = {}
         self._last = None
 
 

@@ -1,7 +1,10 @@
 """The whole state of a session as a safetensors file, out and in.
 
 `hidden_state` is `[features, coordinates]` float32, `clocks` is `[parameters]` int64 (the steps each parameter has
-taken), and `parameters` is θ, `[coordinates]` float32, where the session holds it. The metadata says whose state it is.
+taken), and `parameters` is θ, `[coordinates]` float32, where the session holds it. An optimizer that is not
+coordinatewise also has `tensors.NAME`, `[rows, Σ columns]` float32, each parameter's columns in declared order (the
+metadata's `columns` counts them, by name and parameter), and `session.NAME`, `[rows, 1]`. The metadata says whose state
+it is.
 Equal states give equal bytes, so the SHA-256 of the file is the state's digest.
 """
 
@@ -24,7 +27,7 @@ from optserve_server.sessions.session import Session
 
 FORMAT = "1"
 _DTYPES = {"F32": "<f4", "I64": "<i8"}
-_GROUP_PAGES = 1024  # pages moved at once
+_OF_ARRAYS = ("tensors.", "session.")
 
 
 def encode(session: Session) -> memoryview:
@@ -34,14 +37,18 @@ def encode(session: Session) -> memoryview:
         "hidden_state": ("F32", [session.arena.features, layout.coordinates]),
         "clocks": ("I64", [len(layout.parameters)]),
     }
+    arrays = {entry: session.arrays[name] for name, entry in _entries(session).items()}
+    entries |= {name: ("F32", list(array.shape)) for name, array in arrays.items()}
     if session.theta is not None:
         entries["parameters"] = ("F32", [layout.coordinates])
     beginning, places = tensors.header(entries, _metadata(session))
     file = np.empty(max(place.stop for place in places.values()), np.uint8)
     file[: len(beginning)] = np.frombuffer(beginning, np.uint8)
     hidden_state = _view(file, places["hidden_state"], "<f4").reshape(session.arena.features, layout.coordinates)
-    _read_pages(session, hidden_state)
+    session.arena.read_into(session.pages, hidden_state)
     _view(file, places["clocks"], "<i8")[:] = session.clocks
+    for name, array in arrays.items():
+        _view(file, places[name], "<f4")[:] = array.numpy().reshape(-1)
     if session.theta is not None:
         _view(file, places["parameters"], "<f4")[:] = session.theta.numpy().reshape(-1)[: layout.coordinates]
     return file.data
@@ -64,8 +71,9 @@ def decode(session: Session, data: bytes) -> None:
     _require_match(session, state)
     theta = None if state.theta is None else _paged(session, state.theta)
     session.hold_theta(theta)
-    _write_pages(session, state.hidden_state)
-    session.go_on_from(state.step, state.clocks)
+    session.arena.write(session.pages, state.hidden_state)
+    arrays = {name: torch.from_numpy(state.arrays[entry].copy()) for name, entry in _entries(session).items()}
+    session.go_on_from(state.step, state.clocks, arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +82,14 @@ class _State:
     metadata: dict[str, str]
     hidden_state: NDArray[np.float32]  # [features, coordinates]
     clocks: NDArray[np.int64]  # [parameters]
+    arrays: dict[str, NDArray[np.float32]]  # by the name in the file, [rows, columns]
     theta: NDArray[np.float32] | None  # [coordinates]
 
 
 def _metadata(session: Session) -> dict[str, str]:
+    columns = session.array_layout.columns
     return {
+        **({"columns": json.dumps(columns)} if columns else {}),
         "format": FORMAT,
         "step": str(session.next_step),
         "optimizer": session.version.name,
@@ -87,6 +98,13 @@ def _metadata(session: Session) -> dict[str, str]:
         "features": json.dumps(session.optimizer.features),
         "parameters": json.dumps([{"name": one.name, "shape": one.shape} for one in session.layout.parameters]),
     }
+
+
+def _entries(session: Session) -> dict[str, str]:
+    """The names that the arrays have in a file."""
+    of_tensors, of_session = _OF_ARRAYS
+    columns = session.array_layout.columns
+    return {name: (of_tensors if name in columns else of_session) + name for name in session.array_layout.sizes}
 
 
 def _parse(data: bytes) -> _State:
@@ -107,6 +125,7 @@ def _parse(data: bytes) -> _State:
         metadata=metadata,
         hidden_state=_array(data, places, "hidden_state", "F32", 2),
         clocks=_array(data, places, "clocks", "I64", 1).copy(),
+        arrays={name: _array(data, places, name, "F32", 2) for name in places if name.startswith(_OF_ARRAYS)},
         theta=_array(data, places, "parameters", "F32", 1) if "parameters" in places else None,
     )
 
@@ -128,6 +147,10 @@ def _require_match(session: Session, state: _State) -> None:
     shapes = [state.hidden_state.shape, state.clocks.shape]
     if shapes != [(session.arena.features, layout.coordinates), (len(layout.parameters),)]:
         raise StateMalformed("The state's tensors have not the shapes that its metadata says.")
+    sizes = {entry: session.array_layout.sizes[name] for name, entry in _entries(session).items()}
+    if {name: array.shape for name, array in state.arrays.items()} != sizes:
+        wanted = ", ".join(f"`{name}` {list(size)}" for name, size in sizes.items()) or "none"
+        raise StateMalformed(f"The state's arrays of tensors and of the session are others than this one's: {wanted}.")
     if state.theta is not None and state.theta.shape != (layout.coordinates,):
         raise StateMalformed("The state's `parameters` have not the shape that its metadata says.")
     if (state.clocks < 0).any() or (state.clocks > state.step).any():
@@ -148,29 +171,6 @@ def _difference(key: str, metadata: dict[str, str], session: Session) -> str:
             f"{json.dumps(session.optimizer.features)}. Create the session with the state's hyperparameters."
         )
     return "The state is of other parameters; create a session with the same names and shapes in the same order."
-
-
-def _read_pages(session: Session, hidden_state: NDArray[np.float32]) -> None:
-    for rows, columns, numbers in _groups(session):
-        pages = session.arena.pages[numbers].transpose(0, 1).reshape(session.arena.features, rows * PAGE)
-        hidden_state[:, columns] = pages[:, : columns.stop - columns.start].numpy()
-
-
-def _write_pages(session: Session, hidden_state: NDArray[np.float32]) -> None:
-    for rows, columns, numbers in _groups(session):
-        pages = torch.zeros(session.arena.features, rows * PAGE)
-        pages.numpy()[:, : columns.stop - columns.start] = hidden_state[:, columns]
-        session.arena.pages[numbers] = pages.view(session.arena.features, rows, PAGE).transpose(0, 1)
-
-
-def _groups(session: Session) -> list[tuple[int, slice, Tensor]]:
-    """Groups of pages: how many, the coordinates they hold, their numbers."""
-    groups = []
-    for start in range(0, len(session.pages), _GROUP_PAGES):
-        numbers = session.pages[start : start + _GROUP_PAGES]
-        stop = min((start + len(numbers)) * PAGE, session.layout.coordinates)
-        groups.append((len(numbers), slice(start * PAGE, stop), numbers))
-    return groups
 
 
 def _paged(session: Session, values: NDArray[np.float32]) -> Tensor:

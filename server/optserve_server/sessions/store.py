@@ -22,6 +22,9 @@ INLINE_COORDINATES = 2048
 """Up to here a session's work is done on the event loop. The hop to a thread and back takes 0.1 ms, as much as such a
 step of a cheap optimizer; the dearest takes about 3 ms for as many coordinates."""
 
+INLINE_TENSORS = 16
+"""Up to here the same where the optimizer is not coordinatewise: each tensor costs such a step some 0.1 ms."""
+
 INLINE_BYTES = 64 << 10
 """Up to here a body is parsed on the event loop; that takes about 1 ms."""
 
@@ -150,7 +153,7 @@ class SessionStore:
             SessionNotFound, SessionExpired: the session went away before its turn.
             SessionError: whatever `work` raises.
         """
-        if session.layout.coordinates <= INLINE_COORDINATES and parsed_bytes <= INLINE_BYTES:
+        if _is_small(session) and parsed_bytes <= INLINE_BYTES:
             async with session.turn:
                 self._require_open(session)
                 return work()
@@ -176,3 +179,9 @@ class SessionStore:
         await self.run(session, session.close)
         if not session.arena.used:
             self._arenas.pop((session.version.sha256, session.optimizer.features), None)
+
+
+def _is_small(session: Session) -> bool:
+    layout = session.layout
+    few = session.optimizer.coordinatewise or len(layout.parameters) <= INLINE_TENSORS
+    return few and layout.coordinates <= INLINE_COORDINATES
