@@ -1,11 +1,11 @@
 """What a run is and has measured, as JSON and as Server-Sent Events (WHATWG HTML, section 9.2)."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
+import anyio
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -22,8 +22,17 @@ _ROWS = 500  # that are read at once
 
 
 def stream(database: Database, run_id: str, *, after: int) -> EventSourceResponse:
-    """An event for each row behind the outer step `after`, and `end` once the run is over."""
-    return EventSourceResponse(_events(database, run_id, after), sep="\n")
+    """An event for each row behind the outer step `after`, and `end` once the run is over.
+
+    A server that stops ends the stream without it; whoever watches comes back with the last id.
+    """
+    stopping = anyio.Event()
+    return EventSourceResponse(
+        _events(database, run_id, after, stopping),
+        sep="\n",
+        shutdown_event=stopping,
+        shutdown_grace_period=4 * _POLL_SECONDS,
+    )
 
 
 def describe(entry: RunEntry) -> RunInfo:
@@ -59,8 +68,8 @@ def describe_row(row: MetaTrainingMetrics) -> dict[str, Any]:
     return {"outer_step": row.outer_step, "meta_loss": row.meta_loss, **held_out, **row.details}
 
 
-async def _events(database: Database, run_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    while True:
+async def _events(database: Database, run_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+    while not stopping.is_set():
         info, rows = await run_in_threadpool(_read, database, run_id, after)
         for row in rows:
             yield ServerSentEvent(json.dumps(row), id=str(row["outer_step"]))
@@ -70,7 +79,7 @@ async def _events(database: Database, run_id: str, after: int) -> AsyncIterator[
         if info.status in leases.OVER:
             yield ServerSentEvent(json.dumps(asdict(info)), event="end", id=str(after))
             return
-        await asyncio.sleep(_POLL_SECONDS)
+        await anyio.sleep(_POLL_SECONDS)
 
 
 def _read(database: Database, run_id: str, after: int) -> tuple[RunInfo, list[dict[str, Any]]]:

@@ -36,7 +36,6 @@ def worker(
     Any number of workers may share a database. One that is stopped gives its run back, and one that dies loses it to
     another within half a minute; either way the run goes on from its last training checkpoint.
     """
-    os.nice(_NICENESS)
     stop = threading.Event()
     _stop_at_signals(stop)
     if stop_with_parent:
@@ -52,6 +51,7 @@ def _work(database: "Database", settings: "Settings", stop: threading.Event) -> 
 
     from optserve_server import logs
     from optserve_server.worker.devices import find_device
+    from optserve_server.worker.warming import warm_up
     from optserve_server.worker.worker import Worker
 
     try:
@@ -60,6 +60,8 @@ def _work(database: "Database", settings: "Settings", stop: threading.Event) -> 
         raise typer.BadParameter(str(error), param_hint="--device") from error
     logs.configure()
     torch.set_num_threads(settings.threads)
+    warm_up(found)
+    os.nice(_NICENESS)  # not before, for somebody may be waiting for a worker that takes a dead one's place
     Worker(database, found, stop).work()
 
 

@@ -25,7 +25,7 @@ STATUSES = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 LEASE_SECONDS = 15.0
-MAX_DEATHS = 10
+MAX_DEATHS = 25
 """How many workers in a row may die of a piece of work that none of them brings on; then it fails."""
 
 _LEASE = timedelta(seconds=LEASE_SECONDS)

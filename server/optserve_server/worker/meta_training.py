@@ -13,6 +13,7 @@ leaves a curve without a gap; its successor makes the outer steps behind the che
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 import torch
@@ -40,6 +41,17 @@ FIRST_PAUSE_SECONDS, CHECKPOINT_SECONDS = 1.0, 10.0
 _LONGEST_PAUSE_SECONDS = 25.0
 _WRITING_SHARE = 0.05  # of the time is spent on writing checkpoints at most, as long as the pauses allow
 _SMOOTHING = 0.1  # of the time that an outer step takes
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What an attempt goes on from: a training checkpoint, or φ_0 of a version, or neither."""
+
+    recipe: Recipe
+    checkpoint: bytes | None = None
+    phi: dict[str, Tensor] | None = None
+    first: bool = False
+    """Whether nobody has tried this before: the estimate of its memory takes a second or two."""
 
 
 class MetaTraining:

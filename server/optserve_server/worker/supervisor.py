@@ -17,7 +17,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 """Before a worker is started again: doubled as long as workers die young."""
 
 _YOUNG_SECONDS = 30.0
-_STOP_SECONDS = 10.0  # that a worker has for its present outer step, and to give its run back
+_STOP_SECONDS = 15.0  # that a worker has for its present outer step, and to give its run back
 
 
 class Supervisor:
