@@ -4,8 +4,8 @@ OptserveError
 ├── AddressInvalid              the server's URL cannot be one
 ├── ConnectionFailed            no reply after every try
 ├── ReplyInvalid                a reply that is not of this protocol
-├── EvaluationUnsuccessful      an evaluation that was waited for failed, or was cancelled
 ├── RunFailed                   a meta-training run that was waited for
+├── EvaluationFailed            an evaluation that was waited for
 └── ProblemError                the server answered with a problem (RFC 9457)
     ├── MalformedBody           400
     ├── Unauthorized            401
@@ -50,6 +50,7 @@ import json
 from typing import Any, ClassVar
 
 from optserve.wire import problems
+from optserve.wire.evaluations import EvaluationSummary
 from optserve.wire.meta_training import RunInfo
 from optserve.wire.problems import ProblemType
 
@@ -74,10 +75,6 @@ class ReplyInvalid(OptserveError):
     """The reply is not of this protocol: something else answers there, or the server is of another version."""
 
 
-class EvaluationUnsuccessful(OptserveError):
-    """An evaluation that was waited for failed, or was cancelled; the message says why."""
-
-
 class RunFailed(OptserveError):
     """A meta-training run that was waited for failed; the message says why, and which version is still good.
 
@@ -86,6 +83,21 @@ class RunFailed(OptserveError):
     """
 
     def __init__(self, message: str, info: RunInfo) -> None:
+        super().__init__(message)
+        self.info = info
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.info)
+
+
+class EvaluationFailed(OptserveError):
+    """An evaluation that was waited for failed; the message says why.
+
+    Attributes:
+        info: the evaluation as it ended, without its curves.
+    """
+
+    def __init__(self, message: str, info: EvaluationSummary) -> None:
         super().__init__(message)
         self.info = info
 

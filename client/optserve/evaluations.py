@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from optserve.decoding import decode
-from optserve.errors import EvaluationUnsuccessful
+from optserve.errors import EvaluationFailed
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
 from optserve.resource import Resource, segment, to_json
 from optserve.wire.evaluations import EvaluationInfo, EvaluationRequest, EvaluationSummary
+from optserve.wire.meta_training import OVER
 
 POLL_SECONDS = 0.5
 
@@ -25,29 +26,28 @@ class SharedEvaluation(Resource):
 
     Attributes:
         id: its identifier.
-        summary: the evaluation as the server described it last, without its curves.
+        info: the evaluation as the server described it last, without its curves.
     """
 
-    def __init__(self, connection: Any, summary: EvaluationSummary) -> None:
+    def __init__(self, connection: Any, info: EvaluationSummary) -> None:
         super().__init__(connection)
-        self._path = f"/evaluations/{segment(summary.id)}"
-        self.id = summary.id
-        self.summary = summary
+        self._path = f"/evaluations/{segment(info.id)}"
+        self.id = info.id
+        self.info = info
 
     def __repr__(self) -> str:
-        summary = self.summary
-        return f"<{type(self).__name__} {self.id}: {summary.status}, {summary.done} of {summary.cells} done>"
+        info = self.info
+        return f"<{type(self).__name__} {self.id}: {info.status}, {info.done} of {info.cells} done>"
 
     @exchange
     def refresh(self) -> Exchange[EvaluationSummary]:
-        """Ask the server how far it is; `summary` follows."""
+        """Ask the server how far it is; `info` follows."""
         return (yield from self._refresh())
 
     @exchange
     def result(self) -> Exchange[EvaluationInfo]:
         """Every curve that is finished, and the ranking once all are."""
-        self.summary = info = yield from self._get(EvaluationInfo, self._path)
-        return info
+        return (yield from self._result())
 
     @exchange
     def cancel(self) -> Exchange[EvaluationSummary]:
@@ -57,28 +57,34 @@ class SharedEvaluation(Resource):
             EvaluationConflict: it is over already.
         """
         response = yield from self._call("POST", f"{self._path}/cancel", repeatable=True)
-        self.summary = decode(EvaluationSummary, response.content)
-        return self.summary
+        self.info = decode(EvaluationSummary, response.content)
+        return self.info
 
     @exchange
     def wait(self, *, progress: bool = False) -> Exchange[EvaluationInfo]:
-        """Wait until it is over; `progress` shows a bar on stderr.
+        """Wait until it is over: its curves and its ranking, or what there is of them where it was cancelled.
+
+        Args:
+            progress: show a live bar on stderr.
 
         Raises:
-            EvaluationUnsuccessful: it failed, or was cancelled.
+            EvaluationFailed: it failed.
         """
-        with _bar(self.id, shown=progress) as show:
-            show(self.summary)
-            while self.summary.finished_at is None:
+        with _bar(self.info, shown=progress) as show:
+            while self.info.status not in OVER:
                 show((yield from self._refresh(delay=POLL_SECONDS)))
-        if self.summary.status != "succeeded":
-            raise EvaluationUnsuccessful(f"evaluation {self.id} {_end(self.summary)}")
-        return (yield from self._get(EvaluationInfo, self._path))
+        if self.info.error is not None:
+            raise EvaluationFailed(f"evaluation {self.id} failed: {self.info.error}", self.info)
+        return (yield from self._result())
 
     def _refresh(self, delay: float = 0.0) -> Exchange[EvaluationSummary]:
         response = yield from self._call("GET", f"{self._path}?curves=false", delay=delay)
-        self.summary = decode(EvaluationSummary, response.content)
-        return self.summary
+        self.info = decode(EvaluationSummary, response.content)
+        return self.info
+
+    def _result(self) -> Exchange[EvaluationInfo]:
+        self.info = result = yield from self._get(EvaluationInfo, self._path)
+        return result
 
 
 class Evaluation(Blocking, SharedEvaluation):
@@ -122,8 +128,7 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
         chosen = None if tasks is None else [dict(task) for task in tasks]
         names = None if baselines is None else list(baselines)
         request = EvaluationRequest(list(optimizers), chosen, steps, seeds, seed, names)
-        summary = yield from self._create(EvaluationSummary, "/evaluations", to_json(request))
-        return self._evaluation_class(self._connection, summary)
+        return self._evaluation((yield from self._create(EvaluationSummary, "/evaluations", to_json(request))))
 
     @exchange
     def get(self, id: str) -> Exchange[AnyEvaluation]:
@@ -132,13 +137,16 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
         Raises:
             EvaluationNotFound: there is none.
         """
-        summary = yield from self._get(EvaluationSummary, f"/evaluations/{segment(id)}?curves=false")
-        return self._evaluation_class(self._connection, summary)
+        return self._evaluation((yield from self._get(EvaluationSummary, f"/evaluations/{segment(id)}?curves=false")))
 
     @exchange
-    def list(self) -> Exchange[list[EvaluationSummary]]:
+    def list(self) -> Exchange[list[AnyEvaluation]]:
         """Every evaluation of the server, the newest first."""
-        return (yield from self._list(EvaluationSummary, "/evaluations"))
+        infos = yield from self._list(EvaluationSummary, "/evaluations")
+        return [self._evaluation(info) for info in infos]
+
+    def _evaluation(self, info: EvaluationSummary) -> AnyEvaluation:
+        return self._evaluation_class(self._connection, info)
 
 
 class Evaluations(Blocking, SharedEvaluations[Evaluation]):
@@ -154,26 +162,20 @@ class AsyncEvaluations(Awaited, SharedEvaluations[AsyncEvaluation]):
 
 
 @contextmanager
-def _bar(id: str, *, shown: bool) -> Iterator[Callable[[EvaluationSummary], object]]:
+def _bar(info: EvaluationSummary, *, shown: bool) -> Iterator[Callable[[EvaluationSummary], object]]:
+    """Gives what to call with every new description of the evaluation."""
     if not shown:
-        yield lambda summary: None
+        yield lambda info: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"evaluation {id}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task("", total=info.cells)
 
-        def show(summary: EvaluationSummary) -> None:
-            bar.update(
-                task,
-                completed=summary.done,
-                total=summary.cells,
-                description=f"evaluation {id}, {summary.status}: {summary.done} of {summary.cells}",
-            )
+        def show(info: EvaluationSummary) -> None:
+            bar.update(task, completed=info.done, description=f"evaluation {info.id}, {info.status}")
 
+        show(info)
         yield show
-
-
-def _end(summary: EvaluationSummary) -> str:
-    return "was cancelled" if summary.status == "cancelled" else f"failed: {summary.error}"

@@ -149,11 +149,13 @@ def _run_here(files: list[Path], keys: Mapping[str, Any]) -> "EvaluationResult":
 def _run_on_server(
     references: list[str], keys: Mapping[str, Any], url: str | None, api_key: str | None
 ) -> "EvaluationResult":
-    from optserve.cli.common import connect
+    from optserve.cli.common import connect, fail
     from optserve.wire.evaluations import EvaluationResult
 
     with connect(url, api_key) as client:
         evaluation = client.evaluations.launch(references, **keys)
         typer.echo(f"evaluation {evaluation.id}: it goes on if this command is stopped", err=True)
         found = evaluation.wait(progress=True)
+    if found.status == "cancelled":
+        raise fail(f"evaluation {found.id} was cancelled")
     return EvaluationResult(found.steps, found.seeds, found.tasks, found.curves, found.ranking)
