@@ -16,7 +16,7 @@ from optserve_server.metatraining.recipes import Recipe
 from optserve_server.optimizers import weights
 from optserve_server.registry import leases, optimizers, runs
 from optserve_server.registry.database import Database
-from optserve_server.registry.models import Version
+from optserve_server.registry.models import MetaTrainingRun, Version
 from optserve_server.worker import holding, worker
 from optserve_server.worker.worker import Worker
 
@@ -67,11 +67,13 @@ class Queue:
         with self.database.session(write=True) as db_session:
             runs.resume_run(db_session, runs.get_run(db_session, run_id, lock=True), outer_steps)
 
-    def expire(self) -> None:
-        """As if every worker's lease had run out."""
+    def take_over(self, run_id: str, worker: str) -> None:
+        """What another worker does when the lease has run out; that it has is written in the same transaction."""
         with self.database.session(write=True) as db_session:
-            for entry in runs.list_entries(db_session, limit=100, status=leases.RUNNING):
-                entry.run.lease_expires_at = leases.clock(db_session) - timedelta(seconds=1)
+            run = runs.get_run(db_session, run_id, lock=True)
+            run.lease_expires_at = leases.clock(db_session) - timedelta(seconds=1)
+            db_session.flush()
+            assert leases.claim(db_session, MetaTrainingRun, worker=worker, device="cpu") is run
 
     def wait(self, run_id: str, condition: Callable[[runs.RunEntry], Any] | None = None) -> runs.RunEntry:
         """Until the run is over, or the condition holds."""

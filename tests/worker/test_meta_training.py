@@ -13,9 +13,8 @@ import torch
 
 from optserve_server.metatraining import memory
 from optserve_server.metatraining.outer_loop import OuterLoop, Progress
-from optserve_server.registry import leases, optimizers
+from optserve_server.registry import optimizers
 from optserve_server.registry.database import Database
-from optserve_server.registry.models import MetaTrainingRun
 from optserve_server.tasks.quadratic import Quadratic
 from optserve_server.worker import devices, holding, meta_training
 
@@ -118,14 +117,16 @@ def test_a_worker_that_is_told_to_stop_gives_its_run_back_as_it_is(queue, workin
     assert [row[:2] for row in curve] == [(one.outer_step, one.meta_loss) for one, _ in zip(loop, curve, strict=False)]
 
 
-def test_a_worker_that_has_lost_its_lease_writes_nothing_more_and_goes_on_to_other_work(queue, working) -> None:
-    run_id = queue.add(outer_steps=100_000, checkpoints={"every": 10})
+@pytest.mark.parametrize("every", [10, 50_000], ids=["writing", "computing"])
+def test_a_worker_that_has_lost_its_lease_writes_nothing_more_and_goes_on_to_other_work(
+    queue, working, monkeypatch, every
+) -> None:
+    monkeypatch.setattr(meta_training, "FIRST_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(meta_training, "_LONGEST_PAUSE_SECONDS", 1000)
+    run_id = queue.add(outer_steps=100_000, checkpoints={"every": every})
     with working():
         queue.wait(run_id, lambda entry: entry.run.outer_step)
-        queue.expire()
-        with queue.database.session(write=True) as db_session:
-            taken = leases.claim(db_session, MetaTrainingRun, worker="another", device="cpu")
-            assert taken is not None
+        queue.take_over(run_id, "another")
         before = queue.entry(run_id)
         queue.wait(queue.add())  # which that worker does
         after = queue.entry(run_id)
