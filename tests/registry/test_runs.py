@@ -17,7 +17,7 @@ from optserve_server.registry import leases, optimizers, runs
 from optserve_server.registry.database import Database
 from optserve_server.registry.errors import OuterStepsInvalid, RunConflict, RunNotFound
 from optserve_server.registry.leases import Lease, LeaseLost
-from optserve_server.registry.models import MetaTrainingRun
+from optserve_server.registry.models import Evaluation, MetaTrainingRun
 
 
 def recipe(outer_steps: int = 10) -> dict[str, Any]:
@@ -141,6 +141,50 @@ def test_a_run_whose_lease_has_run_out_is_taken_up_and_its_worker_can_write_noth
     assert entry(database, run_id).run.worker == "w2"
     made(database, second, [3])
     assert curve(database, run_id) == [1, 2, 3]
+
+
+def age(database: Database, seconds: float) -> None:
+    """As if no lease had been renewed for so long."""
+    with database.session(write=True) as db_session:
+        for entry in runs.list_entries(db_session, limit=100, status=leases.RUNNING):
+            left = leases.LEASE_SECONDS - seconds
+            entry.run.lease_expires_at = leases.clock(db_session) + timedelta(seconds=left)
+
+
+def chosen(database: Database) -> list[type]:
+    with database.session() as db_session:
+        found = [leases.choose(db_session, tables) for tables in ([MetaTrainingRun], [Evaluation, MetaTrainingRun])]
+        assert found[0] is found[1]
+    return [] if found[0] is None else [found[0]]
+
+
+def test_who_takes_a_dead_workers_place_goes_on_with_its_work_before_any_other(database: Database) -> None:
+    resumed, killed, queued = [add(database) for _ in range(3)]
+    _, lease = claim(database)  # type: ignore[misc]
+    assert chosen(database) == [MetaTrainingRun]  # its worker lives, and others take what is queued
+    finish(database, lease, leases.CANCELLED)
+    claim(database)
+    resume(database, resumed)
+    age(database, 1.0)
+    assert chosen(database) == [MetaTrainingRun]
+    for seconds in (3.0, 14.0):
+        age(database, seconds)
+        assert chosen(database) == []
+    age(database, 15.1)
+    assert chosen(database) == [MetaTrainingRun]
+    assert [claim(database)[0] for _ in range(3)] == [killed, resumed, queued]  # type: ignore[index]
+
+
+def test_what_workers_die_of_is_not_waited_for(database: Database) -> None:
+    poison = add(database)
+    claim(database)
+    expire(database)
+    claim(database)
+    sound = add(database)
+    age(database, 3.0)
+    assert chosen(database) == [MetaTrainingRun]
+    assert claim(database)[0] == sound  # type: ignore[index]
+    assert entry(database, poison).run.deaths == 1
 
 
 def test_a_lease_that_nobody_took_over_can_be_renewed(database: Database) -> None:

@@ -12,11 +12,24 @@ Whether a lease has run out is a matter of the database's clock alone.
 """
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from sqlalchemy import CheckConstraint, Index, Select, String, Text, UniqueConstraint, func, or_, select, text
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    Index,
+    Select,
+    String,
+    Text,
+    UniqueConstraint,
+    exists,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -25,10 +38,12 @@ STATUSES = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 LEASE_SECONDS = 15.0
+SILENT_SECONDS = 2.0
+"""A worker that has not renewed its lease for so long may be dead: its work is waited for, before other is begun."""
 MAX_DEATHS = 25
 """How many workers in a row may die of a piece of work that none of them brings on; then it fails."""
 
-_LEASE = timedelta(seconds=LEASE_SECONDS)
+_LEASE, _SILENT = timedelta(seconds=LEASE_SECONDS), timedelta(seconds=SILENT_SECONDS)
 _ID_BYTES = 8
 
 
@@ -105,13 +120,24 @@ def clock(db_session: Session) -> datetime:
 # --- of workers -------------------------------------------------------------------------------------------------------
 
 
-def is_waiting(db_session: Session, table: type[W]) -> bool:
-    """Whether there is something to claim. It takes no lock, so that idle workers disturb nobody."""
-    return db_session.scalar(_claimable(table, clock(db_session))) is not None
+def choose(db_session: Session, tables: Iterable[type[Leased]]) -> type[Leased] | None:
+    """The table from which a worker should claim next, if from any. No lock is taken: idle workers disturb nobody.
+
+    Work that a dead worker has left behind goes first. Nothing new is begun while the lease of a worker that has fallen
+    silent runs out, for whoever takes a dead worker's place shall go on with its work; but what workers die of is not
+    waited for. Else the earlier tables go first.
+    """
+    moment, tables = clock(db_session), list(tables)
+    for table in tables:
+        if _exists(db_session, _expired(table, moment), table.deaths == 0):
+            return table
+    if any(_exists(db_session, _silent(table, moment), table.deaths == 0) for table in tables):
+        return None
+    return next((table for table in tables if _exists(db_session, _waiting(table, moment))), None)
 
 
 def claim(db_session: Session, table: type[W], *, worker: str, device: str) -> W | None:
-    """Take up the next piece of work: queued, or left behind by a worker whose lease has run out.
+    """Take up the next piece of work: left behind by a worker whose lease has run out, or queued.
 
     What many workers have died of comes last, and after `MAX_DEATHS` it fails, so that it holds nothing up.
     """
@@ -219,9 +245,25 @@ def requeue(db_session: Session, work: Leased) -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
+def _waiting(table: type[Leased], moment: datetime) -> ColumnElement[bool]:
+    return (table.status == QUEUED) | _expired(table, moment)
+
+
+def _expired(table: type[Leased], moment: datetime) -> ColumnElement[bool]:
+    return (table.status == RUNNING) & (table.lease_expires_at < moment)
+
+
+def _silent(table: type[Leased], moment: datetime) -> ColumnElement[bool]:
+    return (table.status == RUNNING) & (table.lease_expires_at < moment + _LEASE - _SILENT)
+
+
+def _exists(db_session: Session, *conditions: ColumnElement[bool]) -> bool:
+    return bool(db_session.scalar(select(exists().where(*conditions))))
+
+
 def _claimable(table: type[W], moment: datetime) -> Select[W]:
-    waiting = or_(table.status == QUEUED, (table.status == RUNNING) & (table.lease_expires_at < moment))
-    return select(table).where(waiting).order_by(table.deaths, table.number).limit(1)
+    order = (table.deaths, table.status == QUEUED, table.number)
+    return select(table).where(_waiting(table, moment)).order_by(*order).limit(1)
 
 
 def _died(work: Leased) -> str:

@@ -54,15 +54,15 @@ class Worker:
 
     def _claim(self) -> Lease[Any] | None:
         try:
-            for table in JOBS:
-                with self._database.session() as db_session:
-                    if not leases.is_waiting(db_session, table):
-                        continue
-                with self._database.session(write=True) as db_session:
-                    work = leases.claim(db_session, table, worker=self.name, device=describe(self._device))
-                if work is not None:
-                    log.info("claimed", work=work.id, attempt=work.attempt)
-                    return leases.lease_of(work)
+            with self._database.session() as db_session:
+                table = leases.choose(db_session, JOBS)
+            if table is None:
+                return None
+            with self._database.session(write=True) as db_session:
+                work = leases.claim(db_session, table, worker=self.name, device=describe(self._device))
+            if work is not None:
+                log.info("claimed", work=work.id, attempt=work.attempt)
+                return leases.lease_of(work)
         except UNREACHABLE as error:
             log.warning("the database is out of reach", reason=str(error).partition("\n")[0])
         return None
