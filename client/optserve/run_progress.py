@@ -45,7 +45,7 @@ def _state(info: RunInfo) -> str:
 
 
 def _losses(info: RunInfo) -> str:
-    losses = {"meta-loss": info.meta_loss, "held-out": info.meta_loss_held_out}
+    losses = {"meta-loss": info.meta_loss, "held-out loss": info.meta_loss_held_out}
     return "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items() if loss is not None)
 
 

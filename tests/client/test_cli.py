@@ -53,7 +53,21 @@ def test_show(run):
     shown = json.loads(ok(run("optimizers", "show", "adam", "--json")))
     assert shown["hyperparameters"]["betas"] == [0.9, 0.999]
     assert "betas=[0.9, 0.999]" in text
-    assert shown["versions"][0]["sha256"][:12] in text
+    assert shown["versions"][0]["created_at"][:16].replace("T", " ") in text
+
+
+def test_versions_are_rows_of_80_columns(run, client, tmp_path, monkeypatch):
+    weights = another_version(client, tmp_path, "narrow").read_bytes()
+    arrays, metadata = tensors.decode(weights)
+    metrics = {"outer_step": 120000, "meta_loss": 0.123456789, "meta_loss_held_out": 1.23456789e-12}
+    client.optimizers.import_weights("narrow", tensors.encode(arrays, {**metadata, "metrics": json.dumps(metrics)}))
+    client.optimizers.promote("narrow", 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    header, row = ok(run("optimizers", "show", "narrow")).splitlines()[-2:]
+    assert header.split() == ["version", "outer", "step", "held-out", "loss", "created", "aliases"]
+    assert row.split()[:3] == ["1", "120000", "1.235e-12"]
+    assert row.endswith("best, champion, latest")
+    assert len(row) <= 80
 
 
 def test_show_one_version(run):

@@ -130,7 +130,7 @@ def test_all_of_it_awaited(server_with_worker, tmp_path):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def test_metatrain_shows_the_run_to_its_end(run_command):
+def test_metatrain_shows_the_run_to_its_end(run_command, monkeypatch):
     result = run_command("metatrain", "recipe.toml")
     assert result.code == 0
     run_id, end = result.stdout.splitlines()
@@ -140,7 +140,14 @@ def test_metatrain_shows_the_run_to_its_end(run_command):
     assert shown.stdout.startswith(f"{run_id}: commanded, succeeded, outer step 6 of 6\n")
     info = json.loads(run_command("runs", "show", run_id, "--json").stdout)
     assert (info["id"], info["recipe"]["name"]) == (run_id, "commanded")
-    assert run_id in run_command("runs", "list").stdout
+    assert f"  held-out loss: {info['meta_loss_held_out']:.4g}\n" in shown.stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    (row,) = (line for line in run_command("runs", "list").stdout.splitlines() if run_id in line)
+    created = info["created_at"][:16].replace("T", " ")
+    assert row.split() == [
+        *(run_id, "commanded", "succeeded", "6/6"),
+        *(f"{info['meta_loss_held_out']:.4g}", *created.split()),
+    ]
     assert run_id in [one["id"] for one in json.loads(run_command("runs", "list", "--json").stdout)]
     assert run_command("runs", "follow", run_id).stdout == end + "\n"
     refused = run_command("runs", "resume", run_id)

@@ -82,6 +82,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("unroll.truncation", 100, r"unroll\.truncation: 100 does not divide unroll\.steps, 6; 6 does"),
         ("tasks", [], "tasks: "),
         ("architecture", {"kind": "adam"}, "architecture: 'adam' has no weights to meta-train"),
+        ("architecture.kind", "lstmm", r"no architecture 'lstmm' \(did you mean 'lstm'\?\); .*, small_fc$"),
         ("architecture.hidden", 3, "did you mean 'hidden_size'"),
         ("unroll.steps", 0, r"unroll\.steps"),
         ("unroll.steps", {"low": 9}, r"unroll\.steps\.high: field required"),

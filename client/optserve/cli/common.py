@@ -5,7 +5,7 @@ Whatever takes long to import is imported when a command runs, for `optserve --h
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,18 +40,30 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=dataclasses.asdict, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; None is an empty cell."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, unbroken: Collection[str] = frozenset()
+) -> None:
+    """Print a table; None is an empty cell. Where it is too wide, only columns that are not `unbroken` are folded."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in unbroken)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console().print(table)
+
+
+def short(number: object) -> str | None:
+    """A cell of a table: a number with four digits, whatever is none (None too) as it is."""
+    return None if number is None else f"{number:.4g}" if isinstance(number, float) else str(number)
+
+
+def minute(moment: str | None) -> str | None:
+    """An RFC 3339 time, to the minute."""
+    return moment and moment[:16].replace("T", " ")
 
 
 def fail(message: str) -> typer.Exit:

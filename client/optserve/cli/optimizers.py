@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, print_json, print_table
+from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, minute, print_json, print_table, short
 
 if TYPE_CHECKING:
     from optserve.client import Client
@@ -58,19 +58,18 @@ def show(
         return
     _print_facts(info)
     typer.echo()
-    print_table(
-        ("version", "aliases", "sha256", "created", "metrics"),
+    columns = ("version", "outer step", "held-out loss", "created", "aliases")
+    rows = (
         (
-            (
-                version.version,
-                ", ".join(alias.alias for alias in info.aliases if alias.version == version.version),
-                version.sha256[:12],
-                version.created_at,
-                _pairs(version.metrics),
-            )
-            for version in info.versions
-        ),
+            version.version,
+            version.metrics.get("outer_step"),
+            short(version.metrics.get("meta_loss_held_out")),
+            minute(version.created_at),
+            ", ".join(alias.alias for alias in info.aliases if alias.version == version.version),
+        )
+        for version in info.versions
     )
+    print_table(columns, rows, unbroken={*columns} - {"aliases"})
 
 
 @app.command()
@@ -163,7 +162,7 @@ def _print_version(info: "VersionInfo") -> None:
         "parent": info.parent,
         "run": info.run,
         "architecture": _pairs(info.architecture),
-        "metrics": _pairs(info.metrics),
+        "metrics": _pairs({name: short(value) for name, value in info.metrics.items()}),
         "environment": _pairs(info.environment),
         "recipe": "with --json" if info.recipe else None,
     }

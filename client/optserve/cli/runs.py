@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, print_json, print_table
+from optserve.cli.common import ApiKey, AsJson, Url, connect, fail, minute, print_json, print_table, short
 
 if TYPE_CHECKING:
     from optserve.wire.meta_training import RunInfo
@@ -44,22 +44,19 @@ def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
     if json:
         print_json(found)
         return
-    print_table(
-        ("id", "name", "status", "outer step", "meta-loss", "held-out", "versions", "created"),
+    columns = ("id", "name", "status", "outer step", "held-out\nloss", "created")
+    rows = (
         (
-            (
-                one.id,
-                one.name,
-                one.status,
-                f"{one.outer_step}/{one.outer_steps}",
-                _short(one.meta_loss),
-                _short(one.meta_loss_held_out),
-                _versions(one),
-                one.created_at[:19],
-            )
-            for one in found
-        ),
+            one.id,
+            one.name,
+            one.status,
+            f"{one.outer_step}/{one.outer_steps}",
+            short(one.meta_loss_held_out),
+            minute(one.created_at),
+        )
+        for one in found
     )
+    print_table(columns, rows, unbroken={*columns} - {"name"})
 
 
 @app.command()
@@ -123,8 +120,8 @@ def _print(info: "RunInfo", json: bool) -> None:
     facts = {
         "error": info.error,
         "cancel requested": "its worker ends it at its next outer step" if _is_ending(info) else None,
-        "meta-loss": _short(info.meta_loss),
-        "on held-out tasks": _short(info.meta_loss_held_out),
+        "meta-loss": short(info.meta_loss),
+        "held-out loss": short(info.meta_loss_held_out),
         "versions": _versions(info),
         "left": None if info.eta_seconds is None else f"{info.eta_seconds:.0f} s",
         "worker": f"{info.worker} on {info.device}, attempt {info.attempt}" if info.worker else None,
@@ -144,7 +141,3 @@ def _versions(info: "RunInfo") -> str:
     """`tiny@3`, or `tiny@3 … tiny@9`."""
     names = [f"{info.name}@{number}" for number in info.versions]
     return " … ".join(dict.fromkeys((names[0], names[-1]))) if names else ""
-
-
-def _short(loss: float | None) -> str | None:
-    return None if loss is None else f"{loss:.4g}"

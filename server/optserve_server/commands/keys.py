@@ -51,7 +51,7 @@ def create(
 @app.command("list")
 def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List all API keys, revoked ones too."""
-    from optserve.cli.common import print_table
+    from optserve.cli.common import minute, print_table
     from optserve_server.registry import api_keys
 
     with _transaction(database_url, data_dir) as db_session:
@@ -62,7 +62,7 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None, as_json: A
     print_table(
         ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked"),
         (
-            (one.id, one.name, one.scope, one.prefix, *map(_minute, moments))
+            (one.id, one.name, one.scope, one.prefix, *map(minute, moments))
             for one in found
             for moments in [(one.created_at, one.expires_at, one.last_used_at, one.revoked_at)]
         ),
@@ -102,10 +102,6 @@ def _transaction(database_url: str | None, data_dir: Path | None, *, create: boo
                 yield db_session
         except RegistryError as error:
             raise _fail(str(error)) from error
-
-
-def _minute(moment: str | None) -> str | None:
-    return moment and moment[:16].replace("T", " ")
 
 
 def _fail(message: str) -> typer.Exit:

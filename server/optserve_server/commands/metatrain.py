@@ -122,9 +122,9 @@ def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
                 held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
                 if record.best_outer_step == progress.outer_step:
                     _write(target, record, loop.recipe)
-                bar.console.print(f"outer step {progress.outer_step}: loss on held-out tasks {held_out}")
+                bar.console.print(f"outer step {progress.outer_step}: held-out loss {held_out}")
             diverged = f"  diverged {progress.non_finite}" if progress.non_finite else ""
-            bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out {held_out}{diverged}")
+            bar.update(task, advance=1, losses=f"loss {progress.loss:.4g}  held-out loss {held_out}{diverged}")
 
 
 def _write(target: Path, record: "Record", recipe: "Recipe") -> None:

@@ -31,10 +31,11 @@ def worker(
     ] = None,
     stop_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Carry out meta-training runs, one at a time, until stopped (Ctrl-C).
+    """Carry out meta-training runs and evaluations, one at a time, until stopped (Ctrl-C).
 
-    Any number of workers may share a database. One that is stopped gives its run back, and one that dies loses it to
-    another within half a minute; either way the run goes on from its last training checkpoint.
+    Any number of workers may share a database. One that is stopped gives its work back, and one that dies loses it to
+    another within half a minute; either way a run goes on from its last training checkpoint, and an evaluation keeps
+    the curves that are finished.
     """
     stop = threading.Event()
     _stop_at_signals(stop)

@@ -23,7 +23,7 @@ from optserve_server.metatraining.tables import (
     TaskShare,
     Unroll,
 )
-from optserve_server.naming import NAME_RULE, is_name, shown
+from optserve_server.naming import NAME_RULE, is_name, nearest, shown
 from optserve_server.optimizers import Optimizer
 
 __all__ = ["Recipe", "RecipeError", "TaskShare", "load", "parse"]
@@ -62,6 +62,10 @@ class Recipe(Table):
     @field_validator("architecture")
     @classmethod
     def _is_learned(cls, value: dict[str, Any]) -> dict[str, Any]:
+        kind, learned = value.get("kind"), optimizers.LEARNED
+        if kind not in [*learned, *optimizers.HAND_DESIGNED]:  # `build` would offer the hand-designed ones too
+            near, known = nearest(kind, learned), ", ".join(learned)
+            raise ValueError(f"there is no architecture {kind!r}{near}; there are {known}")
         optimizer = optimizers.build(value)
         if not optimizer.learned:
             raise ValueError(f"{optimizer.kind!r} has no weights to meta-train; take {', '.join(optimizers.LEARNED)}")
