@@ -83,6 +83,19 @@ def test_a_derivative_that_overflows_adds_no_gradient_either() -> None:
     assert guard.finite.tolist() == [True, False]
 
 
+def test_a_task_that_diverges_in_the_midst_adds_no_gradient_of_its_first_losses() -> None:
+    phi = {"weight": torch.ones((), requires_grad=True)}
+    guard, theta, losses = Guard(2, torch.device("cpu")), phi["weight"] * torch.ones(2, 1), []
+    for factor in (1.0, 1.0, 1e20):
+        theta = theta * torch.tensor([[2.0], [factor]])
+        losses.append(theta.sum(dim=1))
+        guard.check(theta, losses[-1])
+    marked = guard.marked(torch.stack(losses[1:]))
+    assert marked.tolist() == [[4.0, 1.0], [8.0, math.inf]]
+    bounded = marked.where(marked.isfinite(), 10.0).sum(dim=0)
+    assert guard.gradients(bounded, phi)["weight"].item() == (4 + 8) / 2
+
+
 def test_non_finite_tasks_are_counted_in_the_progress() -> None:
     loop = OuterLoop(recipe(unroll={"steps": STEPS, "truncation": 2}, meta_loss={"ceiling": 1e3}))
     steps = iter(loop)

@@ -38,11 +38,12 @@ def begin(parsed: recipes.Recipe, optimizer: Optimizer, phi: Any) -> Group:
 
 
 @pytest.mark.parametrize(
-    "gradient", [{}, {"second_order": False}, {"estimator": "pes", "pairs": 2}, {"estimator": "nres"}]
+    "gradient", [{}, {"second_order": False}, {"estimator": "pes", "pairs": 2}, {"estimator": "es", "sigma": 0.5}]
 )
 def test_the_distance_is_from_torchs_adam(gradient: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two windows, in both layouts of inner loops."""
-    parsed = recipe(gradient=gradient, unroll={"steps": STEPS, "truncation": 2})
+    large_steps = {"kind": "rnnprop", "hidden_size": 4, "layers": 1, "output_scale": 3.0}
+    parsed = recipe(gradient=gradient, unroll={"steps": STEPS, "truncation": 2}, architecture=large_steps)
     optimizer = parsed.optimizer()
     phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
     group = begin(parsed, optimizer, phi)
@@ -69,15 +70,24 @@ def test_the_distance_is_from_torchs_adam(gradient: dict[str, Any], monkeypatch:
     monkeypatch.setattr(Teacher, "see", seeing)
     monkeypatch.setattr(Teacher, "distance", measuring)
     for first in (0, 2):
+        if first and parsed.gradient.estimator == "es":  # all inner loops go on from that of φ, which is the last
+            for name in ("exp_avg", "exp_avg_sq"):
+                each = adam.state[weights][name].view(-1, TASKS, 2)
+                each.copy_(each[-1:].clone())
         window = Window(first, 2, STEPS, imitation=1.0)
         estimators.build(parsed).estimate(optimizer, phi, group, window, torch.Generator().manual_seed(2))
     torch.testing.assert_close(distances[0], torch.stack(expected[:2]).mean(dim=0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(distances[1], torch.stack(expected[2:]).mean(dim=0), rtol=1e-4, atol=1e-6)
 
 
-def test_the_distance_adds_its_gradient_times_the_weight() -> None:
+@pytest.mark.parametrize("second_order", [True, False])
+def test_the_distance_adds_its_gradient_times_the_weight(second_order: bool) -> None:
     """The meta-gradient is linear in λ, and its slope is the distance's own gradient, by hand."""
-    parsed = recipe(architecture={"kind": "lstm", "hidden_size": 4, "layers": 1}, unroll={"steps": 1})
+    parsed = recipe(
+        architecture={"kind": "lstm", "hidden_size": 4, "layers": 1},
+        unroll={"steps": 1},
+        gradient={"second_order": second_order},
+    )
     optimizer = parsed.optimizer()
     phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
     found = []

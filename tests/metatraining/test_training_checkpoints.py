@@ -85,6 +85,14 @@ def test_a_run_does_not_go_on_by_another_recipe() -> None:
         OuterLoop.resume(parse(averaging=0.5), data)
 
 
+def test_a_key_that_came_later_has_its_default_in_an_old_checkpoint() -> None:
+    written = parse().model_dump(mode="json")
+    del written["meta_loss"]["ceiling"]
+    recipes.require_same(parse(), written)
+    with pytest.raises(ValueError, match=r"meta_loss\.ceiling is 1e\+?10 there|10000000000\.0 there"):
+        recipes.require_same(parse({"meta_loss": {"ceiling": 5.0}}), written)
+
+
 def test_data_that_tasks_share_is_kept_once() -> None:
     images = torch.rand(1000, 64).expand(50, -1, -1)
     data = training_checkpoints.encode({"images": images, "none": None, "list": [1, 2.5, {"a": torch.arange(3)}]})

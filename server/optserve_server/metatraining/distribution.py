@@ -90,12 +90,13 @@ def draw_trajectory(
     counts = (each * torch.bincount(drawn, minlength=len(weights))).tolist()
     groups = draw_groups(recipe.tasks, counts, optimizer, generators.device, "train")
     for group in groups:
-        _reparametrise(group, recipe.augmentation, generators.device)
+        reparametrise(group, recipe.augmentation, generators.device)
     horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
     return Trajectory(groups, horizon, horizon)
 
 
-def _reparametrise(group: Group, augmentation: Augmentation, generator: torch.Generator) -> None:
+def reparametrise(group: Group, augmentation: Augmentation, generator: torch.Generator) -> None:
+    """Turn some tasks into f(c ⊙ z), at the z_0 that is their θ_0."""
     if not augmentation.coordinate_scaling:
         return
     spread = augmentation.coordinate_scaling

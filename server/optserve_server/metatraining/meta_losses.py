@@ -29,16 +29,16 @@ def meta_loss(settings: MetaLoss, losses: Tensor, initial: Tensor, *, first_step
     if settings.kind == "log":
         losses = torch.log(losses + settings.floor)
     if settings.weights is not None:
-        losses = weights(settings.weights, first_step, len(losses), horizon).to(losses).unsqueeze(1) * losses
+        losses = weights(settings.weights, first_step, len(losses), horizon, losses).unsqueeze(1) * losses
     return losses.sum(dim=0)
 
 
-def weights(settings: tuple[float, ...] | Growth, first_step: int, steps: int, horizon: int) -> Tensor:
-    """w_t of the `steps` steps t = `first_step` + 1, …, `[steps]`, float64."""
+def weights(settings: tuple[float, ...] | Growth, first_step: int, steps: int, horizon: int, like: Tensor) -> Tensor:
+    """w_t of the `steps` steps t = `first_step` + 1, …, `[steps]`, of the dtype and on the device of `like`."""
     if isinstance(settings, Growth):
-        t = torch.arange(first_step + 1, first_step + steps + 1, dtype=torch.float64)
-        return settings.first + (settings.last - settings.first) * (t / horizon) ** settings.power
-    return torch.tensor(settings[first_step : first_step + steps], dtype=torch.float64)
+        t = torch.arange(first_step + 1, first_step + steps + 1, dtype=torch.float64, device=like.device)
+        return (settings.first + (settings.last - settings.first) * (t / horizon) ** settings.power).to(like.dtype)
+    return like.new_tensor(settings[first_step : first_step + steps])
 
 
 def _unit(settings: MetaLoss, initial: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi
 from optserve_server.optimizers.steppers import ModuleStepper, Step, Stepper
 from optserve_server.tasks.base import Batch, Theta, vectorized
 
-_CACHE_BYTES = 2 * 2**20  # with everything at once a step of many particles takes half as long again
+_CACHE_BYTES = 2**20  # with everything at once a step of many particles takes half as long again
 
 
 @dataclass

@@ -130,7 +130,9 @@ def require_same(recipe: Recipe, interrupted: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the first key that differs.
     """
-    for path, value in _differences(recipe.model_dump(mode="json"), interrupted):
+    # Parsed, so that a key that came into being since then has its default there too.
+    others = parse(interrupted).model_dump(mode="json")
+    for path, value in _differences(recipe.model_dump(mode="json"), others):
         if path != "meta_optimizer.outer_steps":
             ours, theirs = value
             raise ValueError(
