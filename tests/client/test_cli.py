@@ -98,7 +98,9 @@ def test_import_promote_and_export(run, client, tmp_path):
     file = another_version(client, tmp_path, "imported")
     assert "imported@1" in ok(run("optimizers", "import", str(file)))
     assert "second@1" in ok(run("optimizers", "import", str(file), "--name", "second"))
-    assert "second@1 is now the champion" in ok(run("optimizers", "promote", "second@1"))
+    promoted = ok(run("optimizers", "promote", "second@1"))
+    assert promoted == "second@1 is now the champion of second, which had none before\n"
+    assert ok(run("optimizers", "promote", "second@1")) == "second@1 is the champion of second already\n"
     assert client.optimizers.get("second").champion == 1
     for reference in ("second", "second@1", "second@champion", "second@latest"):
         ok(run("optimizers", "export", reference))
@@ -115,7 +117,10 @@ def test_diff(run, client, tmp_path):
     told = json.loads(ok(run("optimizers", "diff", "lstm", "rnnprop", "--json")))
     assert {"path": "architecture.kind", "before": "lstm", "after": "rnnprop"} in told["items"]
     client.optimizers.import_weights("fourth", another_version(client, tmp_path, "fourth").read_bytes())
-    assert "fourth@1 and rnnprop@1 have the same" in ok(run("optimizers", "diff", "fourth", "rnnprop"))
+    same = ok(run("optimizers", "diff", "fourth", "rnnprop"))
+    assert "fourth@1 and rnnprop@1 have the same" in same
+    assert ["outer", "step", "200", "200"] in [line.split() for line in same.splitlines()]
+    assert ["held-out", "loss", "0.02383", "0.02383"] in [line.split() for line in same.splitlines()]
     assert "no version 99" in failed(run("optimizers", "diff", "lstm", "lstm@99"))
 
 
@@ -129,7 +134,9 @@ def test_a_champion_gives_way_to_force(run, client, tmp_path):
     with pytest.raises(optserve.errors.PromotionUnproven):
         client.optimizers.promote("third", 2)
     assert "no evaluation 'nothing'" in failed(run("optimizers", "promote", "third@2", "--evaluation", "nothing"))
-    assert "third@2 is now the champion" in ok(run("optimizers", "promote", "third@2", "--force"))
+    assert "third@2 is now the champion of third, in place of third@1" in ok(
+        run("optimizers", "promote", "third@2", "--force")
+    )
     client.optimizers.promote("third", 1, force=True)
     assert [move.forced for move in client.optimizers.get("third").alias_history if move.alias == "champion"] == [
         True,

@@ -95,5 +95,14 @@ def test_a_server_does_it_for_versions(start_server, tmp_path: Path) -> None:
     assert all(name in ranking for name in ("rnnprop@1", "lstm@1", "sgd"))
     assert picture.stat().st_size > 10_000
 
+    evaluation_id = result.stderr.split()[1].rstrip(":")
+    listed = CliRunner().invoke(cli.build(), ["evaluations", "list", "--url", server.url], env={"COLUMNS": "80"}).stdout
+    assert listed.splitlines()[-1].split()[:5] == [evaluation_id, "rnnprop@1,", "lstm@1", "succeeded", "3/3"]
+    show = ["evaluations", "show", evaluation_id, "--url", server.url]
+    shown = CliRunner().invoke(cli.build(), show).stdout
+    assert f"{evaluation_id}: succeeded, 3 of 3 curves" in shown
+    assert all(name in shown.partition("score")[2] for name in ("rnnprop@1", "lstm@1", "sgd"))
+    assert len(json.loads(CliRunner().invoke(cli.build(), [*show, "--json"]).stdout)["curves"]) == 3
+
     result = CliRunner().invoke(cli.build(), ["evaluate", "rnnprob", "--url", server.url])
     assert isinstance(result.exception, OptimizerNotFound)

@@ -239,7 +239,9 @@ def test_every_move_is_written_down_with_who_and_when(lstm):
 
 
 def test_a_champion_gives_way_to_force_and_that_is_on_record(lstm):
-    with pytest.raises(PromotionUnproven, match=r"lstm@2 is the champion.*lstm@3 beats it.*`evaluation`.*--force"):
+    with pytest.raises(
+        PromotionUnproven, match=r"lstm@2 is the champion.*evaluate lstm@3 lstm@2`.*`evaluation`.*--force"
+    ):
         _set_alias(lstm, "lstm", "champion", 3)
     _set_alias(lstm, "lstm", "champion", 2, force=True)  # it is already: nothing to force
     _set_alias(lstm, "lstm", "champion", 3, force=True)
@@ -257,9 +259,13 @@ def test_a_champion_gives_way_to_force_and_that_is_on_record(lstm):
 
 def test_a_champion_gives_way_to_whoever_beat_it_and_the_evaluation_is_on_record(lstm, evaluated):
     won, lost = evaluated({"lstm@3": 0.8, "lstm@2": 0.9}), evaluated({"lstm@3": 0.9, "lstm@2": 0.8})
-    of_another = evaluated({"lstm@1": 0.8, "lstm@2": 0.9})
-    for evaluation in (lost, of_another):
-        with pytest.raises(PromotionUnproven, match=f"'{evaluation}' is not one in which lstm@3 has beaten it"):
+    of_another, of_others = evaluated({"lstm@1": 0.8, "lstm@2": 0.9}), evaluated({"lstm@1": 0.8})
+    for evaluation, reason in (
+        (lost, f"evaluation {lost}: its score is 0.9, that of lstm@2 0.8; lower is better"),
+        (of_another, f"lstm@3 is not in evaluation {of_another}"),
+        (of_others, f"lstm@3 and lstm@2 are not in evaluation {of_others}"),
+    ):
+        with pytest.raises(PromotionUnproven, match=reason):
             _set_alias(lstm, "lstm", "champion", 3, evaluation=evaluation)
     with pytest.raises(EvaluationNotFound):
         _set_alias(lstm, "lstm", "champion", 3, evaluation="nothing")

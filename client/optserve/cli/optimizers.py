@@ -83,13 +83,15 @@ def diff(
     """Show in what two versions differ: their architectures, and the recipes they were meta-trained by."""
     with connect(url, api_key) as client:
         found = client.optimizers.diff(*_resolve(client, before), after)
+        versions = [client.optimizers.version(*_resolve(client, one)) for one in (found.before, found.after)]
     if json:
         print_json(found)
-    elif found.items:
-        rows = ((one.path, _value(one.before), _value(one.after)) for one in found.items)
-        print_table(("", found.before, found.after), rows)
-    else:
+        return
+    if not found.items:
         typer.echo(f"{found.before} and {found.after} have the same architecture and the same recipe")
+    origins = zip(("run", "outer step", "held-out loss"), *map(_origin, versions), strict=True)
+    rows = [(one.path, _value(one.before), _value(one.after)) for one in found.items]
+    print_table(("", found.before, found.after), [*rows, *(row for row in origins if any(row[1:]))])
 
 
 @app.command()
@@ -107,8 +109,13 @@ def promote(
     """Make a version the champion: what the bare NAME means from now on. Sessions keep the version they have."""
     with connect(url, api_key) as client:
         name, version = _resolve(client, reference)
+        before = client.optimizers.get(name).champion
         client.optimizers.promote(name, version, evaluation=evaluation, force=force)
-    typer.echo(f"{name}@{version} is now the champion of {name}")
+    if before == version:
+        typer.echo(f"{name}@{version} is the champion of {name} already")
+        return
+    instead = f"in place of {name}@{before}" if before else "which had none before"
+    typer.echo(f"{name}@{version} is now the champion of {name}, {instead}")
 
 
 @app.command("import")
@@ -167,6 +174,12 @@ def _print_version(info: "VersionInfo") -> None:
         "recipe": "with --json" if info.recipe else None,
     }
     _print_indented(facts)
+
+
+def _origin(version: "VersionInfo") -> tuple[str | None, str | None, str | None]:
+    """Its run, its outer step and its held-out loss."""
+    metrics = version.metrics
+    return version.run, short(metrics.get("outer_step")), short(metrics.get("meta_loss_held_out"))
 
 
 def _print_indented(facts: Mapping[str, str | None]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from optserve_server.naming import is_name
 from optserve_server.registry import references
 from optserve_server.registry.errors import AliasNotFound, AliasReserved, PromotionInvalid, PromotionUnproven
-from optserve_server.registry.evaluations import beat
+from optserve_server.registry.evaluations import why_not_beaten
 from optserve_server.registry.models import Alias, AliasMove, Optimizer, Version
 from optserve_server.registry.references import CHAMPION
 
@@ -99,8 +99,11 @@ def _promote(db_session: Session, optimizer: Optimizer, version: Version, proof:
         return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by)
     if not proof.force:
         winner, loser = f"{optimizer.name}@{version.number}", f"{optimizer.name}@{before.number}"
-        if proof.evaluation is None or not beat(db_session, proof.evaluation, winner=winner, loser=loser):
-            raise PromotionUnproven(winner, loser, proof.evaluation)
+        reason: str | None = f"no evaluation was named in which {winner} beats it"
+        if proof.evaluation is not None:
+            reason = why_not_beaten(db_session, proof.evaluation, winner=winner, loser=loser)
+        if reason is not None:
+            raise PromotionUnproven(winner, loser, reason)
     return point(db_session, optimizer, CHAMPION, version, moved_by=moved_by, proof=proof)
 
 

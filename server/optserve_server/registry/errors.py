@@ -130,16 +130,11 @@ class PromotionUnproven(RegistryError):
 
     problem = problems.PROMOTION_UNPROVEN
 
-    def __init__(self, version: str, champion: str, evaluation: str | None) -> None:
-        reason = (
-            f"nothing says that {version} beats it"
-            if evaluation is None
-            else f"the evaluation {shown(evaluation)} is not one in which {version} has beaten it"
-        )
+    def __init__(self, version: str, champion: str, reason: str) -> None:
         super().__init__(
-            f"{champion} is the champion, and {reason}. Name the `evaluation` in which it did (--evaluation ID; "
-            "`POST /v1/evaluations` with both of them makes one), or put it there all the same with "
-            '`"force": true` (--force).',
+            f"{champion} is the champion, and {reason}. Make an evaluation of both (`optserve evaluate {version} "
+            f"{champion}`, POST /v1/evaluations) and name it as `evaluation` (--evaluation ID), or put {version} there "
+            'all the same with `"force": true` (--force).',
             champion=champion,
         )
 

@@ -60,15 +60,25 @@ def list_curves(db_session: Session, evaluation: Evaluation) -> list[Curves]:
     return [_CURVES.validate_python(cell.curves) for cell in cells]
 
 
-def beat(db_session: Session, evaluation_id: str, *, winner: str, loser: str) -> bool:
-    """Whether an evaluation has succeeded in which the version `winner`, NAME@N, scored better than `loser`.
+def why_not_beaten(db_session: Session, evaluation_id: str, *, winner: str, loser: str) -> str | None:
+    """Why an evaluation does not show that the version `winner`, NAME@N, beats `loser`; None where it does.
 
     Raises:
         EvaluationNotFound: there is none of that id.
     """
     evaluation = get_evaluation(db_session, evaluation_id)
-    scores = {line["optimizer"]: line["score"] for line in evaluation.ranking or []}
-    return winner in scores and loser in scores and scores[winner] < scores[loser]
+    if evaluation.ranking is None:
+        return f"evaluation {evaluation_id} has no ranking: it is {evaluation.status}"
+    scores = {line["optimizer"]: line["score"] for line in evaluation.ranking}
+    missing = [version for version in (winner, loser) if version not in scores]
+    if missing:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in evaluation {evaluation_id}"
+    if scores[winner] < scores[loser]:
+        return None
+    return (
+        f"{winner} did not beat it in evaluation {evaluation_id}: "
+        f"its score is {scores[winner]:.4g}, that of {loser} {scores[loser]:.4g}; lower is better"
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
