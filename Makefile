@@ -22,7 +22,7 @@ serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000; PORT=812
 test: lint ## Run every check and every test
 	@$(BIN)/pytest
 
-bench: $(VENV)/dev.stamp ## Run every benchmark, into benchmarks/results/
+bench: $(VENV)/bench.stamp ## Run every benchmark, into benchmarks/results/
 	@$(BIN)/python -m benchmarks
 
 reproduce: $(VENV)/dev.stamp ## Meta-train and evaluate as in the 2016 paper, and write docs/reproduction.md
@@ -49,7 +49,7 @@ clean: ## Remove .venv, caches and what commands wrote
 	@rm -rf $(VENV) dist demo reproduction .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find client server tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# `server` and `dev` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.
+# `server`, `dev` and `bench` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.
 $(VENV)/%.stamp: pyproject.toml constraints.txt scripts/create-venv.sh
 	@sh scripts/create-venv.sh $(VENV)
 	@if nvidia-smi >/dev/null 2>&1; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \

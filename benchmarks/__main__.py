@@ -1,6 +1,6 @@
 """Run every benchmark: `python -m benchmarks`."""
 
-from benchmarks import imports, steps
+from benchmarks import imports, metatraining, steps
 
-for benchmark in (imports, steps):
+for benchmark in (imports, steps, metatraining):
     benchmark.main()

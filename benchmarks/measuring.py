@@ -1,4 +1,4 @@
-"""How everything here is measured: two things in turn, A B A B …, and the ratio of their medians."""
+"""How everything here is measured: things in turn, A B A B …, and the ratio of their medians."""
 
 import json
 import platform
@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,23 +39,45 @@ class Figure:
         )
 
 
-def in_turn(
-    subject: Callable[[], object], peer: Callable[[], object], *, rounds: int, warm_up: int
-) -> tuple[float, float]:
-    """The p50 of both in seconds, called in turn so that a change of the machine's speed meets both alike."""
+@dataclass(frozen=True)
+class Speed:
+    """One line of a benchmark: how much `subject` and `peer` do in a second, and the least the ratio may be."""
+
+    name: str
+    subject: str
+    peer: str
+    unit: str
+    subject_rate: float
+    peer_rate: float
+    at_least: float
+
+    @property
+    def ratio(self) -> float:
+        return self.subject_rate / self.peer_rate
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ratio >= self.at_least else "MISSED"
+        return (
+            f"{self.name:42} {self.ratio:5.2f} ×  (at least {self.at_least:g}) {verdict:7}"
+            f" {self.subject} {self.subject_rate:,.0f}, {self.peer} {self.peer_rate:,.0f} {self.unit} a second"
+        )
+
+
+def in_turn(*functions: Callable[[], object], rounds: int, warm_up: int) -> tuple[float, ...]:
+    """The p50 of each in seconds, called in turn so that a change of the machine's speed meets all alike."""
     for _ in range(warm_up):
-        subject()
-        peer()
-    times: tuple[list[float], list[float]] = ([], [])
+        for function in functions:
+            function()
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
-        for function, taken in zip((subject, peer), times, strict=True):
+        for function, taken in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
             taken.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return tuple(map(statistics.median, times))
 
 
-def write(benchmark: str, figures: list[Figure]) -> None:
+def write(benchmark: str, figures: Sequence[Figure | Speed]) -> None:
     """Print the figures and keep them in results/BENCHMARK.json with what they were measured on."""
     for figure in figures:
         print(figure)

@@ -30,14 +30,13 @@ class Guard:
 
     def admit(self, theta: Tensor, loss: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the optimizer may see of θ_t, f(θ_t) and ∇_t: zeros for a task that is not finite."""
-        largest = vector_norm(gradients.detach(), math.inf, dim=1)
-        self.check(theta, loss, torch.maximum(largest, vector_norm(theta.detach(), math.inf, dim=1)))
+        self.check(theta, torch.cat((loss.unsqueeze(1), theta, gradients), dim=1).detach().abs().amax(dim=1))
         rows = self.finite.unsqueeze(1)
         return theta.where(rows, 0.0), loss.where(self.finite, 0.0), gradients.where(rows, 0.0)
 
-    def check(self, theta: Tensor, loss: Tensor, largest: Tensor | float = 0.0) -> None:
-        """Note which tasks are finite after one more evaluation, `[tasks]` of `loss` and of `largest`."""
-        self.finite = self.finite & (torch.clamp(loss.detach().abs(), min=largest) < LARGEST)
+    def check(self, theta: Tensor, seen: Tensor) -> None:
+        """Note which tasks are finite by one more loss, or the largest of all that was seen of it, `[tasks]`."""
+        self.finite = self.finite & (seen.detach().abs() < LARGEST)
         self._history.append(self.finite)
         if theta.requires_grad:
             theta.register_hook(self._contain)  # type: ignore[no-untyped-call]

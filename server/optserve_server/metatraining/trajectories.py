@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from optserve_server.metatraining.differentiation import losses_and_gradients
 from optserve_server.metatraining.guards import Guard
 from optserve_server.metatraining.imitation import Teacher
 from optserve_server.metatraining.tables import TaskShare
@@ -130,30 +131,31 @@ def unroll(
     linearised = torch.is_grad_enabled() and not second_order
     losses: list[Tensor] = []
     slopes: list[Tensor] = []
-    for clock in clocks.unsqueeze(1).unbind():
-        loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
-        losses.append(loss)
-        if group.initial_loss is None:
-            group.initial_loss = loss.detach()
-        theta = group.theta
-        if guard is not None:
-            theta, loss, gradients = guard.admit(theta, loss, gradients)
+    with taken.at_work():
+        for clock in clocks.unsqueeze(1).unbind():
+            loss, gradients = _loss_and_gradients(group, generator, second_order=second_order)
+            losses.append(loss)
+            if group.initial_loss is None:
+                group.initial_loss = loss.detach()
+            theta = group.theta
+            if guard is not None:
+                theta, loss, gradients = guard.admit(theta, loss, gradients)
+            if linearised:
+                slopes.append(gradients)
+            observations = _observations(group, theta, loss, gradients, clock, horizon)
+            updates = taken.step(observations)
+            if group.teacher is not None:
+                group.teacher.see(observations, updates)
+            group.move(updates if second_order else updates.detach())
+        group.state = taken.state
         if linearised:
-            slopes.append(gradients)
-        observations = _observations(group, theta, loss, gradients, clock, horizon)
-        updates = taken.step(observations)
-        if group.teacher is not None:
-            group.teacher.see(observations, updates)
-        group.move(updates if second_order else updates.detach())
-    group.state = taken.state
-    if linearised:
-        return _linearised(group, taken, losses, slopes, generator, guard)
-    losses.append(group.losses(group.theta, group.draw_batch(generator)))
-    followed = torch.stack(losses[1:])
-    if guard is None:
-        return followed
-    guard.check(group.theta, losses[-1])
-    return guard.marked(followed)
+            return _linearised(group, taken, losses, slopes, generator, guard)
+        losses.append(group.losses(group.theta, group.draw_batch(generator)))
+        followed = torch.stack(losses[1:])
+        if guard is None:
+            return followed
+        guard.check(group.theta, losses[-1])
+        return guard.marked(followed)
 
 
 def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> HiddenState:
@@ -174,11 +176,13 @@ def _observations(
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:
     """f(θ_t) of each task, `[tasks]`, and ∇_t, `[tasks, n]`; with their graph if `second_order`."""
     batch = group.draw_batch(generator)
+    if not second_order:
+        return losses_and_gradients(group, batch)
     with torch.enable_grad():
         theta = group.theta if group.theta.requires_grad else group.theta.detach().requires_grad_()
         loss = group.losses(theta, batch)
-        (gradients,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-    return loss if second_order else loss.detach(), gradients
+        (gradients,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
+    return loss, gradients
 
 
 def _linearised(

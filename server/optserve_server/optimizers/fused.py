@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optserve_server.optimizers import rnnprop
-from optserve_server.optimizers.base import PAGE, Observations, Phi, Updates
+from optserve_server.optimizers.base import PAGE, Observations, Optimizer, Phi, Updates
 from optserve_server.optimizers.cores import share_out
 from optserve_server.optimizers.kernels import recurrent, recurrent_gradient
 from optserve_server.optimizers.kernels.networks import (
@@ -28,7 +28,16 @@ from optserve_server.optimizers.lstm import LSTM, P
 from optserve_server.optimizers.moments import bias_correction
 from optserve_server.optimizers.rnnprop import RNNprop
 
-__all__ = ["BLOCK", "FUSED", "SEGMENT", "RecurrentKernel", "compile_kernels", "corrections_of", "step_fused"]
+__all__ = [
+    "BLOCK",
+    "FUSED",
+    "SEGMENT",
+    "RecurrentKernel",
+    "compile_kernels",
+    "corrections_of",
+    "corrects",
+    "step_fused",
+]
 
 _BLOCKS_A_CORE = 16  # with fewer, handing a step over to another core costs more than it saves
 _CHUNKS = 64  # at most so many, in which the derivative is summed: enough for any number of cores
@@ -74,15 +83,20 @@ def step_fused(optimizer: Any, phi: Phi, arena: Tensor, numbers: Tensor, observa
     gradients = observations.gradients.numpy()
     updates = torch.empty_like(observations.gradients)
     network = FUSED[optimizer.kind](optimizer, phi)
-    corrections = np.ascontiguousarray(corrections_of(optimizer, observations))
+    corrections = gradients
+    if corrects(optimizer):
+        corrections = np.ascontiguousarray(corrections_of(optimizer, observations))
     recurrent.step_pages(network, arena.numpy(), numbers.numpy(), gradients, corrections, updates.numpy())
     return updates
 
 
-def corrections_of(optimizer: Any, observations: Observations) -> Tensor:
-    """1 − β^{t+1} of each coordinate, of the gradients' shape; the gradients themselves where nothing is corrected."""
-    if not isinstance(optimizer, RNNprop):
-        return observations.gradients
+def corrects(optimizer: Optimizer) -> bool:
+    """Whether its running moments are corrected for their bias; else a kernel looks at no corrections."""
+    return isinstance(optimizer, RNNprop)
+
+
+def corrections_of(optimizer: RNNprop, observations: Observations) -> Tensor:
+    """1 − β^{t+1} of each coordinate, of the gradients' shape."""
     return bias_correction(optimizer.beta, observations.clock, observations.gradients).expand_as(observations.gradients)
 
 
@@ -90,12 +104,13 @@ class RecurrentKernel:
     """A network stepped block by block through a window, and its derivative by φ.
 
     All tensors are float32 on the CPU: pages `[blocks, features, 64]`, gradients, corrections and updates
-    `[blocks, 64]`. Results are the same bits on any number of cores.
+    `[blocks, 64]`. It uses as many cores as torch may at the beginning; its results are the same bits on any number.
     """
 
     def __init__(self, optimizer: Any, phi: Phi, blocks: int) -> None:
         self._network = FUSED[optimizer.kind](optimizer, {name: weight.detach() for name, weight in phi.items()})
         self._numbers = np.arange(blocks)
+        self._cores = torch.get_num_threads()
 
     def step(self, pages: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor) -> None:
         """One step, the pages in place."""
@@ -105,7 +120,7 @@ class RecurrentKernel:
             numbers = self._numbers[first:last]
             recurrent.step_pages(self._network, pages.numpy(), numbers, *(array[first:last] for array in arrays))
 
-        share_out(len(self._numbers), _BLOCKS_A_CORE, step)
+        share_out(self._cores, len(self._numbers), _BLOCKS_A_CORE, step)
 
     def derivative(
         self, gradients: Tensor, corrections: Tensor, states: Tensor, cotangents: Tensor
@@ -125,7 +140,7 @@ class RecurrentKernel:
                 self._network, transposed, window, first, last, blocks_a_chunk, derivatives
             )
 
-        share_out(chunks, 1, differentiate)
+        share_out(self._cores, chunks, 1, differentiate)
         return _by_name(self._network, derivatives)
 
 

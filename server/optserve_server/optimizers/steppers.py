@@ -5,6 +5,7 @@ kernel has their derivative: float32, on the CPU. Everything else goes through t
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from optserve_server.optimizers.base import HiddenState, Observations, Optimizer, Phi, Updates
-from optserve_server.optimizers.fused import BLOCK, FUSED, SEGMENT, RecurrentKernel, corrections_of
+from optserve_server.optimizers.cores import torch_on_one_core
+from optserve_server.optimizers.fused import BLOCK, FUSED, SEGMENT, RecurrentKernel, corrections_of, corrects
 
 Step = Callable[[Phi, Observations, HiddenState], tuple[Updates, HiddenState]]
 """`Optimizer.step`, or what works alike."""
@@ -25,6 +27,10 @@ class Stepper(Protocol):
     @property
     def state(self) -> HiddenState:
         """h_t after the last step."""
+        ...
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """A context for the steps of the window and all that is computed between them."""
         ...
 
     def step(self, observations: Observations) -> Updates:
@@ -64,6 +70,10 @@ class ModuleStepper:
         self._updates: list[Updates] = []
         self.state = state
 
+    def at_work(self) -> AbstractContextManager[None]:
+        """Nothing special."""
+        return nullcontext()
+
     def step(self, observations: Observations) -> Updates:
         """The update g_t, with its graph back to φ."""
         updates, self.state = self._step(self._phi, observations, self.state)
@@ -89,7 +99,7 @@ class FusedStepper:
         self._pages = torch.zeros(blocks, features, BLOCK)
         self._kept = steps if torch.is_grad_enabled() else 1
         self._gradients = torch.zeros(self._kept, blocks, BLOCK)
-        self._corrections = torch.ones(self._kept, blocks, BLOCK)
+        self._corrections = torch.ones(self._kept, blocks, BLOCK) if corrects(optimizer) else self._gradients
         self._updates = torch.empty(self._kept, blocks, BLOCK)
         self._states = torch.empty(-(-self._kept // SEGMENT), blocks, features, BLOCK)
         self._kernel = None if isinstance(self._pages, FakeTensor) else RecurrentKernel(optimizer, phi, blocks)
@@ -102,6 +112,10 @@ class FusedStepper:
         rows = self._pages.transpose(0, 1).flatten(1)
         return HiddenState(rows[:, : self._coordinates].clone(), {})
 
+    def at_work(self) -> AbstractContextManager[None]:
+        """Torch on one core, for the kernel uses them all."""
+        return torch_on_one_core()
+
     def step(self, observations: Observations) -> Updates:
         """The update g_t, without a graph."""
         step = self._taken % self._kept
@@ -109,10 +123,12 @@ class FusedStepper:
         if step % SEGMENT == 0:
             self._states[step // SEGMENT] = self._pages
         self._row(self._gradients, step).copy_(observations.gradients)
-        self._row(self._corrections, step).copy_(corrections_of(self._optimizer, observations))
+        if self._corrections is not self._gradients:
+            self._row(self._corrections, step).copy_(corrections_of(self._optimizer, observations))
         if self._kernel:
             self._kernel.step(self._pages, self._gradients[step], self._corrections[step], self._updates[step])
-        return self._row(self._updates, step)
+        updates = self._row(self._updates, step)
+        return updates if self._kept > 1 else updates.clone()
 
     def updates(self) -> Tensor:
         """All updates so far with their graph back to φ, `[steps, n]`."""

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
 from optserve_server.optimizers.kernels.compiling import intrinsic
-from optserve_server.optimizers.kernels.vectors import FLOAT, FUSED, LANES, VECTOR, address, full, int64, pointer
+from optserve_server.optimizers.kernels.vectors import CONTRACTED, FLOAT, LANES, VECTOR, address, full, int64, pointer
 
 BLOCK = 64
 """Coordinates that are worked on at once; the rows of all operands are so long."""
@@ -34,8 +34,8 @@ def _accumulators(builder, count):
 
 
 def _accumulate(builder, place, left, right):
-    product = builder.fmul(left, right, flags=FUSED)
-    builder.store(builder.fadd(builder.load(place), product, flags=FUSED), place)
+    product = builder.fmul(left, right, flags=CONTRACTED)
+    builder.store(builder.fadd(builder.load(place), product, flags=CONTRACTED), place)
 
 
 def _load(builder, base, offset):

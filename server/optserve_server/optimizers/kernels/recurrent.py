@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optserve_server.optimizers.kernels.compiling import compiled, kernel
-from optserve_server.optimizers.kernels.functions import ONE, ZERO, elu, logarithm, sigmoid, tanh
+from optserve_server.optimizers.kernels.functions import ONE, ZERO, elu, logarithm, sigmoid_and_tanh, sigmoids, tanh
 from optserve_server.optimizers.kernels.networks import IDENTITY, LOG_SIGN, Float32s, multiple
 from optserve_server.optimizers.kernels.products import BLOCK, COLUMNS, TILE, matrix_tile
 from optserve_server.optimizers.kernels.vectors import (
@@ -24,6 +24,7 @@ from optserve_server.optimizers.kernels.vectors import (
 )
 
 INPUT_ROWS = multiple(3, COLUMNS)  # two inputs and a one, and what fills a tile
+_LINE = 16  # numbers in a line of the cache
 
 
 class Scratch(NamedTuple):
@@ -40,18 +41,29 @@ class Scratch(NamedTuple):
 
 
 @compiled
+def aligned(shape):
+    """An array that begins with a line of the cache: a vector across two lines takes twice as long to load."""
+    size = 1
+    for length in shape:
+        size *= length
+    memory = np.empty(size + _LINE, np.float32)
+    first = (-(memory.ctypes.data // 4)) % _LINE
+    return memory[first : first + size].reshape(shape)
+
+
+@compiled
 def make_scratch(network, steps):
     """A `Scratch` for `steps` steps."""
     layers, hidden, width = network.cells.shape
-    depth = width // 4
-    inputs = np.zeros((steps, INPUT_ROWS, BLOCK), np.float32)
-    joined = np.zeros((layers, steps, depth, BLOCK), np.float32)
+    inputs = aligned((steps, INPUT_ROWS, BLOCK))
+    joined = aligned((layers, steps, width // 4, BLOCK))
+    inputs[:], joined[:] = ZERO, ZERO
     for step in range(steps):
         inputs[step, 2] = ONE
         for layer in range(layers):
             joined[layer, step, hidden + network.widths[layer]] = ONE
-    gates = np.empty((layers, steps, 4 * hidden, BLOCK), np.float32)
-    cells = np.empty((layers, steps, 2 * hidden, BLOCK), np.float32)
+    gates = aligned((layers, steps, 4 * hidden, BLOCK))
+    cells = aligned((layers, steps, 2 * hidden, BLOCK))
     return Scratch(inputs, joined, gates, cells)
 
 
@@ -101,18 +113,18 @@ def _step_cells(weights, depth, joined, page, row, column, gates, cells):
         for j in range(0, BLOCK, TILE):
             matrix_tile(weights, unit, depth, joined, j, gates, 4 * unit)
         for j in range(0, BLOCK, LANES):
-            i, f = sigmoid(load(gates, 4 * unit, j)), sigmoid(load(gates, 4 * unit + 1, j))
-            g, o = tanh(load(gates, 4 * unit + 2, j)), sigmoid(load(gates, 4 * unit + 3, j))
+            i, f = sigmoids(load(gates, 4 * unit, j), load(gates, 4 * unit + 1, j))
+            g = tanh(load(gates, 4 * unit + 2, j))
             before = load(page, row + hidden + unit, column + j)
-            cell = f * before + i * g
-            squashed = tanh(cell)
-            store(cell, page, row + hidden + unit, column + j)
-            store(o * squashed, page, row + unit, column + j)
+            store(f * before + i * g, page, row + hidden + unit, column + j)
             store(i, gates, 4 * unit, j)
             store(f, gates, 4 * unit + 1, j)
             store(g, gates, 4 * unit + 2, j)
-            store(o, gates, 4 * unit + 3, j)
             store(before, cells, 2 * unit, j)
+        for j in range(0, BLOCK, LANES):  # apart, so that none waits for its own sums
+            o, squashed = sigmoid_and_tanh(load(gates, 4 * unit + 3, j), load(page, row + hidden + unit, column + j))
+            store(o * squashed, page, row + unit, column + j)
+            store(o, gates, 4 * unit + 3, j)
             store(squashed, cells, 2 * unit + 1, j)
 
 

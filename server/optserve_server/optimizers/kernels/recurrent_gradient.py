@@ -16,7 +16,7 @@ from optserve_server.optimizers.kernels.compiling import compiled, kernel
 from optserve_server.optimizers.kernels.functions import ONE, ZERO, tanh
 from optserve_server.optimizers.kernels.networks import Float32s, Network, multiple
 from optserve_server.optimizers.kernels.products import BLOCK, COLUMNS, ROWS, TILE, matrix_tile, outer_tile
-from optserve_server.optimizers.kernels.recurrent import INPUT_ROWS, make_scratch, read_out, step_block
+from optserve_server.optimizers.kernels.recurrent import INPUT_ROWS, aligned, make_scratch, read_out, step_block
 from optserve_server.optimizers.kernels.vectors import LANES, clamp, load, splat, store
 
 SEGMENT = 8
@@ -62,11 +62,12 @@ def differentiate(network, transposed, window, first, last, blocks_a_chunk, deri
     """Fill the chunks `first` to `last` of `derivatives`, which are zeros."""
     layers, hidden, _ = network.cells.shape
     scratch = make_scratch(network, SEGMENT)
-    projected = np.zeros((SEGMENT, derivatives.projection.shape[1], BLOCK), np.float32)
-    down = np.empty((4 * transposed.shape[1], BLOCK), np.float32)
-    outputs = np.empty((SEGMENT, BLOCK), np.float32)
-    above = np.empty((2, layers * hidden, BLOCK), np.float32)
-    page = np.empty(window.states.shape[2:], np.float32)
+    projected = aligned((SEGMENT, derivatives.projection.shape[1], BLOCK))
+    projected[:] = ZERO
+    down = aligned((4 * transposed.shape[1], BLOCK))
+    outputs = aligned((SEGMENT, BLOCK))
+    above = aligned((2, layers * hidden, BLOCK))
+    page = aligned(window.states.shape[2:])
     steps, blocks, _ = window.gradients.shape
     for chunk in range(first, last):
         for block in range(chunk * blocks_a_chunk, min(blocks, (chunk + 1) * blocks_a_chunk)):
@@ -155,17 +156,13 @@ def _cells_backward(gates, cells, above, first):
 
 @compiled
 def _add_products(network, scratch, projected, count, derivatives, chunk):
+    # Column by column, for a column of the joined inputs stays in the first-level cache while all gates pass by.
     layers, hidden, _ = network.cells.shape
     for layer in range(layers):
-        for row in range(0, 4 * hidden, ROWS):
-            for column in range(0, hidden + network.widths[layer] + 1, COLUMNS):
-                outer_tile(
-                    scratch.gates[layer, :count],
-                    row,
-                    scratch.joined[layer, :count],
-                    column,
-                    derivatives.cells[chunk, layer],
-                )
+        gates, joined = scratch.gates[layer, :count], scratch.joined[layer, :count]
+        for column in range(0, hidden + network.widths[layer] + 1, COLUMNS):
+            for row in range(0, 4 * hidden, ROWS):
+                outer_tile(gates, row, joined, column, derivatives.cells[chunk, layer])
     for row in range(0, derivatives.projection.shape[1], ROWS):
         for column in range(0, derivatives.projection.shape[2], COLUMNS):
             outer_tile(projected[:count], row, scratch.inputs[:count], column, derivatives.projection[chunk])

@@ -29,7 +29,7 @@ LANES = _lanes()
 
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
-FUSED = ("contract",)
+CONTRACTED = ("contract",)
 """A product and a sum after it may be one instruction, rounded once."""
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 _SQRT_HALF = 0x3F3504F3  # the bits of √½
@@ -113,7 +113,7 @@ def _arithmetic(operation, instruction):
     @intrinsic
     def both(_, left, right):
         def code(_context, builder, _signature, arguments):
-            return getattr(builder, instruction)(*arguments, flags=FUSED)
+            return getattr(builder, instruction)(*arguments, flags=CONTRACTED)
 
         return vector(vector, vector), code
 
