@@ -107,15 +107,21 @@ def test_who_beat_whom(database: Database) -> None:
     level = succeeded(database, {"a@2": 0.5, "a@1": 0.5})
     waiting = add(database)
     with database.session() as db_session:
-        assert evaluations.beat(db_session, evaluation_id, winner="a@2", loser="a@1")
-        assert not evaluations.beat(db_session, evaluation_id, winner="a@1", loser="a@2")
-        assert not evaluations.beat(db_session, evaluation_id, winner="a@2", loser="a@3")
-        assert not evaluations.beat(db_session, evaluation_id, winner="a@3", loser="a@1")
-        assert not evaluations.beat(db_session, level, winner="a@2", loser="a@1")
-        assert not evaluations.beat(db_session, waiting, winner="a@2", loser="a@1")
+        assert evaluations.why_not_beaten(db_session, evaluation_id, winner="a@2", loser="a@1") is None
+        assert "a@1 did not beat it" in evaluations.why_not_beaten(db_session, evaluation_id, winner="a@1", loser="a@2")
+        assert "a@3 is not in evaluation" in evaluations.why_not_beaten(
+            db_session, evaluation_id, winner="a@2", loser="a@3"
+        )
+        assert "a@3 is not in evaluation" in evaluations.why_not_beaten(
+            db_session, evaluation_id, winner="a@3", loser="a@1"
+        )
+        assert "lower is better" in evaluations.why_not_beaten(db_session, level, winner="a@2", loser="a@1")
+        assert "has no ranking: it is queued" in evaluations.why_not_beaten(
+            db_session, waiting, winner="a@2", loser="a@1"
+        )
         for unknown in ("nothing", "x\0y"):
             with pytest.raises(EvaluationNotFound):
-                evaluations.beat(db_session, unknown, winner="a@2", loser="a@1")
+                evaluations.why_not_beaten(db_session, unknown, winner="a@2", loser="a@1")
 
 
 def test_the_newest_is_listed_first(database: Database) -> None:
