@@ -1,9 +1,12 @@
-"""Workers in a thread, on a database of the test's own."""
+"""Workers in a thread or in processes of their own, on a database of the test's own."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -123,3 +126,20 @@ def working(database: Database) -> Callable[[], AbstractContextManager[threading
             thread.join()
 
     return work
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[Callable[[Database], "subprocess.Popen[bytes]"]]:
+    """Starts `optserve worker` in a process of its own; killed at the end."""
+    with ExitStack() as stack:
+
+        def start(database: Database) -> "subprocess.Popen[bytes]":
+            url = database.url.render_as_string(hide_password=False)
+            command = [sys.executable, "-m", "optserve", "worker", "--database-url", url]
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTSERVE_")}
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        yield start

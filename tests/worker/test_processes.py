@@ -25,13 +25,12 @@ def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     assert 10 < figures["seconds without a worker, most"] < 30
 
 
-def test_a_worker_stops_at_a_signal_and_its_run_waits_for_the_next_at_once(queue, optserve_command, tmp_path) -> None:
+def test_a_worker_stops_at_a_signal_and_its_run_waits_for_the_next_at_once(queue, start_worker) -> None:
     run_id = queue.add(outer_steps=1_000_000)
-    command = [optserve_command, "worker", "--database-url", str(queue.database.url)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
-        queue.wait(run_id, lambda entry: entry.run.outer_step)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+    process = start_worker(queue.database)
+    queue.wait(run_id, lambda entry: entry.run.outer_step)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
     run = queue.entry(run_id).run
     assert (run.status, run.attempt) == ("queued", 2)
 

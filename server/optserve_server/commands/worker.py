@@ -52,7 +52,6 @@ def _work(database: "Database", settings: "Settings", stop: threading.Event) -> 
 
     from optserve_server import logs
     from optserve_server.worker.devices import find_device
-    from optserve_server.worker.warming import warm_up
     from optserve_server.worker.worker import Worker
 
     try:
@@ -61,9 +60,7 @@ def _work(database: "Database", settings: "Settings", stop: threading.Event) -> 
         raise typer.BadParameter(str(error), param_hint="--device") from error
     logs.configure()
     torch.set_num_threads(settings.threads)
-    warm_up(found)
-    os.nice(_NICENESS)  # not before, for somebody may be waiting for a worker that takes a dead one's place
-    Worker(database, found, stop).work()
+    Worker(database, found, stop, _NICENESS).work()
 
 
 def _stop_at_signals(stop: threading.Event) -> None:

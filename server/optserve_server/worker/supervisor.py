@@ -13,7 +13,7 @@ from optserve_server.settings import ENVIRONMENT_PREFIX
 
 log = structlog.get_logger(__name__)
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 3.0
 """Before a worker is started again: doubled as long as workers die young."""
 
 _YOUNG_SECONDS = 30.0

@@ -1,4 +1,4 @@
-"""What a worker does before its first piece of work, so that none of the time of a lease goes into imports."""
+"""What a worker does while it waits for its first piece of work, so that it need not begin that with imports."""
 
 import torch
 

@@ -19,6 +19,7 @@ from optserve_server.worker.evaluating import Evaluating
 from optserve_server.worker.holding import UNREACHABLE, Holding
 from optserve_server.worker.jobs import Job
 from optserve_server.worker.meta_training import MetaTraining
+from optserve_server.worker.warming import warm_up
 
 log = structlog.get_logger(__name__)
 
@@ -31,25 +32,27 @@ JOBS: Mapping[type[Leased], type[Job]] = {Evaluation: Evaluating, MetaTrainingRu
 class Worker:
     """One worker of a database, computing on one device, until it is to `shut_down`.
 
-    Then it stops after its present step and gives its work back.
+    Then it stops after its present step and gives its work back. Once it has warmed up, it stands back for other
+    processes by `niceness`.
     """
 
-    def __init__(self, database: Database, device: torch.device, shut_down: threading.Event) -> None:
+    def __init__(self, database: Database, device: torch.device, shut_down: threading.Event, niceness: int = 0) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._database = database
         self._device = device
         self._shut_down = shut_down
+        self._niceness: int | None = niceness
 
     def work(self) -> None:
         """Carry out what is queued, one piece of work after another."""
         log.info("waiting for work", worker=self.name, device=describe(self._device))
         while not self._shut_down.is_set():
             lease = self._claim()
-            if lease is None:
-                self._shut_down.wait(POLL_SECONDS)
-            else:
+            if lease is not None:
                 self._run(lease)
                 self._clear_memory()
+            elif not self._warm_up():
+                self._shut_down.wait(POLL_SECONDS)
         log.info("stopped", worker=self.name)
 
     def _claim(self) -> Lease[Any] | None:
@@ -69,6 +72,7 @@ class Worker:
 
     def _run(self, lease: Lease[Any]) -> None:
         with Holding(self._database, lease, self._shut_down) as holding:
+            self._warm_up()
             job = JOBS[lease.table](holding, self._device)
             try:
                 try:
@@ -81,6 +85,15 @@ class Worker:
                     holding.persist(lambda db_session, work: leases.finish(db_session, work, FAILED, reason))
             except LeaseLost as lost:
                 log.warning("the lease is lost", reason=str(lost))
+
+    def _warm_up(self) -> bool:
+        """Whether there was anything to do: the first time, when there is no work yet, or some has been claimed."""
+        if self._niceness is None:
+            return False
+        warm_up(self._device)
+        os.nice(self._niceness)
+        self._niceness = None
+        return True
 
     def _clear_memory(self) -> None:
         gc.collect()
