@@ -37,7 +37,7 @@ def reproduce(studies: Sequence[Study], recipes: Path, working_directory: Path, 
 def _effort(weights_files: Sequence[Path]) -> str:
     seconds = [int(weights.decode(file.read_bytes())[2]["seconds"]) for file in weights_files]
     minutes = " and ".join(f"{one / 60:.0f}" for one in seconds)
-    return f"Meta-training took {minutes} minutes, each on one core: {processor()}, torch {torch.__version__}."
+    return f"Meta-training took {minutes} minutes of one core each: {processor()}, torch {torch.__version__}."
 
 
 if __name__ == "__main__":

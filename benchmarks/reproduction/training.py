@@ -18,7 +18,7 @@ _TELL_SECONDS = 60.0
 def meta_train(recipe_file: Path, directory: Path) -> Path:
     """The weights file of the φ that the recipe ends with, averaged as it says; made unless it is there already.
 
-    Its metadata has the recipe, and the `seconds` that it took.
+    Its metadata has the recipe, and the `seconds` of processor time that it took.
     """
     torch.set_num_threads(1)
     recipe = recipes.load(recipe_file)
@@ -35,17 +35,17 @@ def meta_train(recipe_file: Path, directory: Path) -> Path:
 
 
 class _State:
-    """Where a run is: a training checkpoint, with the recipe that it is of and the seconds spent so far."""
+    """Where a run is: a training checkpoint, with the recipe that it is of and the processor time spent so far."""
 
     def __init__(self, stem: Path, recipe: Recipe) -> None:
         self._checkpoint, self._notes = stem.with_suffix(".checkpoint"), stem.with_suffix(".json")
         self._recipe = recipe
         self._before = 0.0
-        self._began = time.monotonic()
+        self._began = time.process_time()
 
     @property
     def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
+        return self._before + time.process_time() - self._began
 
     def loop(self) -> OuterLoop:
         notes = json.loads(self._notes.read_text()) if self._notes.exists() else {}
@@ -70,8 +70,11 @@ def _run(loop: OuterLoop, state: _State) -> None:
         if state.seconds - told > _TELL_SECONDS:
             told = state.seconds
             left = told / progress.outer_step * (outer_steps - progress.outer_step) / 60
-            print(f"{name}: outer step {progress.outer_step} of {outer_steps}, {left:.0f} minutes left", flush=True)
-    print(f"{name}: meta-trained in {state.seconds / 60:.1f} minutes", flush=True)
+            print(
+                f"{name}: outer step {progress.outer_step} of {outer_steps}, {left:.0f} minutes of processor time left",
+                flush=True,
+            )
+    print(f"{name}: meta-trained in {state.seconds / 60:.1f} minutes of processor time", flush=True)
 
 
 def _is_of(file: Path, recipe: Recipe) -> bool:

@@ -42,7 +42,7 @@ def plot(result: EvaluationResult, file: Path) -> None:
     for panel in panels[len(result.tasks) :]:
         panel.set_axis_off()
     metadata = {"Date": None} if file.suffix.lower() == ".svg" else {}
-    figure.savefig(file, dpi=130, metadata=metadata)
+    figure.savefig(file, dpi=100, metadata=metadata)
     plt.close(figure)
 
 
