@@ -6,9 +6,14 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from optserve_server.metatraining import recipes
 from optserve_server.metatraining.memory import PROCESS_BYTES, estimate_bytes
+from optserve_server.metatraining.recipes import RecipeError
+from optserve_server.metatraining.trajectories import draw_groups
+from optserve_server.tasks import families
+from optserve_server.tasks.quadratic import Quadratic
 
 RUN = """
 import json, resource, sys, torch
@@ -78,3 +83,21 @@ def test_many_trajectories_need_more_memory() -> None:
     one = content(tasks=[{"family": "digits-mlp"}], unroll={"steps": 40, "truncation": 2})
     many = content(tasks=[{"family": "digits-mlp"}], unroll={"steps": 40, "truncation": 2, "trajectories": 100})
     assert estimate_bytes(recipes.parse(many)) > 2 * estimate_bytes(recipes.parse(one))
+
+
+def test_tasks_on_which_a_step_fails_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one whose shapes depend on its numbers."""
+    tasks = [{"family": "digits-mlp"}, {"family": "quadratic"}]
+    monkeypatch.setattr(Quadratic, "loss", lambda _, theta, task, batch: theta[theta > 0].sum())
+    with pytest.raises(RecipeError, match=r"(?s)tasks\.1: .*'quadratic' raises \w+: .*; docs") as caught:
+        estimate_bytes(recipes.parse(content(tasks=tasks)))
+    assert caught.value.path == "tasks.1"
+
+
+@pytest.mark.parametrize("family", families().usable)
+def test_an_estimate_leaves_every_family_its_numbers(family: str) -> None:
+    parsed = recipes.parse(content(tasks=[{"family": family}], unroll={"steps": 1}))
+    estimate_bytes(parsed)
+    (group,) = draw_groups(parsed.tasks, [2], parsed.optimizer(), torch.Generator().manual_seed(0), "train")
+    with torch.no_grad():
+        assert group.losses(group.theta, group.draw_batch(torch.Generator().manual_seed(0))).isfinite().all()

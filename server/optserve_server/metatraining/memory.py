@@ -6,7 +6,8 @@ would occupy is counted. So every architecture, family and estimator is covered,
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from optserve_server.metatraining import estimators
 from optserve_server.metatraining.estimators import Window
 from optserve_server.metatraining.imitation import Teacher
-from optserve_server.metatraining.recipes import Recipe
+from optserve_server.metatraining.recipes import Recipe, RecipeError
 from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_meta_loss
 
@@ -44,16 +45,34 @@ def estimate_bytes(recipe: Recipe) -> int:
 
     That is the process, the trajectories under way, and the greatest of what one window of the estimator, a validation
     and a training checkpoint need.
+
+    Raises:
+        RecipeError: naming the tasks on which a step fails, and how.
     """
-    for number in range(len(recipe.tasks)):
-        _warm_caches(recipe, number)
-    sizes = [_group_size(recipe, number, count) for number, count in enumerate(_counts(recipe))]
+    sizes = []
+    for number, count in enumerate(_counts(recipe)):
+        with _naming_tasks(recipe, number):
+            _warm_caches(recipe, number)
+            sizes.append(_group_size(recipe, number, count))
     kept = [size.kept for size in sizes]
     trajectories = recipe.unroll.trajectories
     all_kept = sum(kept) if trajectories == 1 else trajectories * max(kept)
     window = max(size.peak - size.kept for size in sizes)
     working = max(window, _validation_bytes(recipe), _CHECKPOINT_COPIES * all_kept)
     return PROCESS_BYTES + math.ceil(_FRAGMENTATION * (all_kept + working))
+
+
+@contextmanager
+def _naming_tasks(recipe: Recipe, number: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        family = recipe.tasks[number].family
+        what = f"{type(error).__name__}: {error}".rstrip(".")
+        message = (
+            f"a step on tasks of the family {family!r} raises {what}; docs/tasks.md says what a family has to be like"
+        )
+        raise RecipeError(f"tasks.{number}", message) from error
 
 
 def _counts(recipe: Recipe) -> list[int]:
