@@ -12,7 +12,6 @@ from optserve_server.metatraining import recipes
 from optserve_server.metatraining.memory import PROCESS_BYTES, estimate_bytes
 from optserve_server.metatraining.recipes import RecipeError
 from optserve_server.metatraining.trajectories import draw_groups
-from optserve_server.tasks import families
 from optserve_server.tasks.quadratic import Quadratic
 
 RUN = """
@@ -94,8 +93,8 @@ def test_tasks_on_which_a_step_fails_are_named(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.path == "tasks.1"
 
 
-@pytest.mark.parametrize("family", families().usable)
-def test_an_estimate_leaves_every_family_its_numbers(family: str) -> None:
+@pytest.mark.parametrize("family", ["digits-mlp", "tabular-mlp"])
+def test_an_estimate_leaves_families_that_load_data_their_numbers(family: str) -> None:
     parsed = recipes.parse(content(tasks=[{"family": family}], unroll={"steps": 1}))
     estimate_bytes(parsed)
     (group,) = draw_groups(parsed.tasks, [2], parsed.optimizer(), torch.Generator().manual_seed(0), "train")
