@@ -104,6 +104,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
             {"kind": "sum", "weights": {"first": 1, "lst": 2}},
             r"meta_loss\.weights\.lst: unknown .*'last'",
         ),
+        ("meta_loss", {"kind": "sum", "weights": [0.0] * 6}, r"meta_loss\.weights: all weights are 0"),
+        ("meta_loss", {"kind": "log", "weights": {"first": 0, "last": 0}}, r"meta_loss\.weights: all weights are 0"),
         ("meta_loss.floor", 0, r"meta_loss\.floor"),
         ("meta_loss.ceiling", float("inf"), r"meta_loss\.ceiling"),
         ("imitation", {"wait": 2}, r"imitation\.wait: unknown key \(did you mean 'weight'"),

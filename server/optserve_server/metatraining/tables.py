@@ -94,7 +94,7 @@ class Unroll(Table):
     def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
         steps = info.data.get("steps")
         if value is not None and isinstance(steps, int) and steps % value:
-            near = nearest_divisor(steps, value)
+            near = _nearest_divisor(steps, value)
             raise ValueError(f"{value} does not divide unroll.steps, {steps}; {near} does")
         return value
 
@@ -155,6 +155,8 @@ class MetaLoss(Table):
     ) -> tuple[float, ...] | Growth | None:
         if value is not None and info.data.get("kind") == "final":
             raise ValueError("the final loss is one number; take sum or log as meta_loss.kind")
+        if value is not None and not any((value.first, value.last) if isinstance(value, Growth) else value):
+            raise ValueError("all weights are 0")
         return value
 
 
@@ -271,6 +273,6 @@ class Checkpoints(Table):
     every: Count = 200
 
 
-def nearest_divisor(number: int, near: int) -> int:
+def _nearest_divisor(number: int, near: int) -> int:
     """The divisor of `number` that is nearest to `near`, the smaller of two."""
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda divisor: abs(divisor - near))
