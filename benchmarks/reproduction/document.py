@@ -91,7 +91,7 @@ def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
         baseline = f"{_loss(one.baseline)} ({NAMES[one.baseline.optimizer]}, lr {one.baseline.learning_rate:.3g})"
         ours = f"**{_loss(one.learned)}**" if one.wins else _loss(one.learned)
         seeds = f"{one.lower} of {len(one.learned.losses)} seeds"
-        yield f"| {one.title} | {ours} | {baseline} | {one.ratio:.2f} | {seeds} |"
+        yield f"| {one.title} | {ours} | {baseline} | {one.ratio:.3g} | {seeds} |"
     yield "\nMedian loss at the end, and the ratio of the two: below 1 the learned optimizer is better.\n"
 
 
@@ -132,7 +132,9 @@ def _loss(curves: Curves) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2g} times" if ratio >= 1.1 else f"{ratio - 1:.0%}"
+    if ratio < 1.1:
+        return f"{ratio - 1:.0%}"
+    return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times"
 
 
 def _value(loss: float | None) -> float:
