@@ -23,7 +23,7 @@ from optserve.client import Client
 from optserve.errors import OptserveError, ProblemError, RequestInvalid
 from optserve.torch.gradients import Gathered, apply, flatten, gather, loss_in, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
-from optserve.torch.state import HELD_BY_SERVER
+from optserve.torch.state import guarded, unguard
 from optserve.wire.bodies import OptimizerInfo
 
 _ON_NONFINITE = ("raise", "skip")
@@ -320,10 +320,7 @@ class RemoteOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copy, a pickle, or what `load_state_dict` has made of a state_dict."""
-        for part in state["state"].values():
-            for name, value in part.items() if isinstance(part, dict) else ():
-                if isinstance(value, _Guarded):
-                    part[name] = value.held
+        unguard(state["state"])
         self.__dict__.setdefault("_sessions", {})
         self.__dict__.setdefault("_infos", {})
         super().__setstate__(state)
@@ -344,24 +341,10 @@ class RemoteOptimizer(Optimizer):
         return {parameter: {**self.state[parameter], **part} for parameter, part in parts}
 
 
-class _Guarded:
-    """Tensors that PyTorch must not convert to their parameter's dtype while it loads a state_dict."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-
 def _guard(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
     """Refuse what cannot be loaded before anything has changed, and guard the hidden state from conversion."""
     cast(RemoteOptimizer, optimizer)._look_up(_version(state_dict["param_groups"]))
-    parts = {index: part for index, part in state_dict["state"].items() if isinstance(part, dict)}
-    for index, part in parts.items():
-        if "hidden_state" not in part:
-            raise ValueError(
-                f"the state of parameter {index} has no 'hidden_state': the state_dict is not a RemoteOptimizer's"
-            )
-        parts[index] = {**part, **{name: _Guarded(part[name]) for name in HELD_BY_SERVER if name in part}}
-    return {**state_dict, "state": state_dict["state"] | parts}
+    return {**state_dict, "state": guarded(state_dict["state"])}
 
 
 def _version(groups: Sequence[Mapping[str, Any]]) -> Version:

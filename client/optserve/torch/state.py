@@ -72,6 +72,37 @@ def join(template: bytes, sizes: Sequence[int], parts: Sequence[Mapping[str, Any
     return tensors.encode(joined, {**metadata, "step": str(max(clocks))})
 
 
+class _Guarded:
+    """What PyTorch must not convert to its parameter's dtype while it loads a state_dict."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def guarded(states: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The `state` of a state_dict, in which what the server holds is kept from conversion until `unguard`.
+
+    Raises:
+        ValueError: a parameter's part has no hidden state.
+    """
+    parts = {index: part for index, part in states.items() if isinstance(part, dict)}
+    for index, part in parts.items():
+        if "hidden_state" not in part:
+            raise ValueError(
+                f"the state of parameter {index} has no 'hidden_state': the state_dict is not a RemoteOptimizer's"
+            )
+        parts[index] = {**part, **{name: _Guarded(part[name]) for name in HELD_BY_SERVER if name in part}}
+    return {**states, **parts}
+
+
+def unguard(states: Mapping[Any, Any]) -> None:
+    """Put back, in place, what `guarded` kept from conversion."""
+    for part in states.values():
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if isinstance(value, _Guarded):
+                part[name] = value.held
+
+
 def _joined(name: str, cuts: Sequence[Tensor | None], whole: Float32s, sizes: Sequence[int]) -> Float32s:
     """The parameters' cuts side by side, in the shape of `whole`; one that is missing is zeros."""
     checked: list[Float32s] = []
