@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 
 import optserve
 from optserve.wire import API_PREFIX
+from optserve_server import metrics
 from optserve_server.api import (
     aliases,
     api_keys,
@@ -22,6 +23,7 @@ from optserve_server.api import (
     steps,
     tasks,
 )
+from optserve_server.api import metrics as metrics_page
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
 from optserve_server.api.versions import VersionCache
@@ -66,7 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step
     app.include_router(versioned)
     app.include_router(health.router)
-    app.add_middleware(Authorisation)
+    app.include_router(metrics_page.router)
+    app.add_middleware(Authorisation, metrics_token=settings.metrics_token)
     problems.install(app)
     documents.install(app)
     return app
@@ -81,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
     await keys.start()
     store.start()
+    _watch(store)
     log.info("ready", state_memory=store.memory.limit)
     try:
         yield
@@ -89,6 +93,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await keys.close()
         database.close()
         log.info("stopped", sessions=len(store))
+
+
+def _watch(store: SessionStore) -> None:
+    metrics.BUILD.info({"version": optserve.__version__})
+    metrics.SESSIONS.labels("awake").set_function(lambda: len(store))
+    metrics.STATE_BYTES.labels("memory").set_function(lambda: store.memory.used)
+    metrics.STATE_MEMORY_LIMIT.set_function(lambda: store.memory.limit)
 
 
 def _open_database(settings: Settings) -> Database:

@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from optserve_server.naming import nearest
@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """The most memory for hidden states, such as `8GiB`; absent, half of what the process may use."""
     max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
     """The longest body of a request."""
+    metrics_token: SecretStr | None = Field(default=None, min_length=16)
+    """What reads `/metrics` of a server with API keys, sent as `Authorization: Bearer`; an admin's key does too."""
 
     workers: int = Field(default=1, ge=0, le=256)
     """Worker processes that the server starts beside itself."""

@@ -83,6 +83,8 @@ def scope_of(method: str, path: str) -> str | None:
     """The scope that a route has to ask for, whatever it does ask for."""
     if path in OPEN:
         return None
+    if path == "/metrics":
+        return "admin"
     root, _, rest = path.removeprefix("/").partition("/")
     resource = rest.partition("/")[0]
     known = resource in ADMINS_ONLY | WRITTEN_BY_ADMINS | EVERYBODYS

@@ -1,15 +1,17 @@
 """Who may call what.
 
-Every call under `/v1` needs a valid key of any scope, as soon as there is a key (`Authorisation`). A route that changes
-what is served for everybody asks for the scope `admin` on top: `dependencies=[RequiresAdmin]`, on the route or its
-router. What is done in somebody's name takes the name from `UsesCaller`.
+Every call under `/v1`, and `/metrics`, needs a valid key of any scope, as soon as there is a key (`Authorisation`). A
+route that changes what is served for everybody asks for the scope `admin` on top: `dependencies=[RequiresAdmin]`, on
+the route or its router. What is done in somebody's name takes the name from `UsesCaller`.
 """
 
+import hmac
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optserve.wire import API_PREFIX, problems
@@ -20,30 +22,41 @@ from optserve_server.api.problems import Problem, response
 SCHEME = "apiKey"
 """The security scheme's name in the OpenAPI document."""
 
+METRICS_PATH = "/metrics"
+
+_METRICS_READER = Caller("metrics_token", ADMIN)  # on that path alone
 _HEADER = b"authorization"
 
 
 class Authorisation:
-    """Lets only those pass to `/v1` who may call at all, and notes who it is; the routes below never see others.
+    """Lets only those pass who may call at all, and notes who it is; the routes below never see others.
 
     It stands before the routing, so that nobody without a key learns what is there or has a body read.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics_token: SecretStr | None = None) -> None:
         self._app = app
+        self._metrics_token = metrics_token.get_secret_value().encode() if metrics_token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and _below_root(scope).startswith(API_PREFIX + "/"):
+        path = _below_root(scope) if scope["type"] == "http" else ""
+        if path.startswith(API_PREFIX + "/") or path == METRICS_PATH:
             keys: KeyRing = scope["app"].state.keys
+            authorization = _authorization(scope)
             try:
-                caller = keys.caller(_authorization(scope))
+                reads_metrics = path == METRICS_PATH and self._is_metrics_token(authorization)
+                caller = _METRICS_READER if reads_metrics else keys.caller(authorization)
             except Problem as refused:
                 reply = response(refused.problem, refused.detail, {"WWW-Authenticate": "Bearer"})
                 await reply(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
+
+    def _is_metrics_token(self, authorization: str | None) -> bool:
+        sent = (authorization or "").partition(" ")[2].encode("latin-1")
+        return self._metrics_token is not None and hmac.compare_digest(sent, self._metrics_token)
 
 
 def _below_root(scope: Scope) -> str:

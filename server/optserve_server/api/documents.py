@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from optserve.wire import API_PREFIX, HEADER_SERVER_TIMING, HEADER_STEP, problems
 from optserve.wire.api_keys import CLIENT
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
-from optserve_server.api.authorisation import SCHEME
+from optserve_server.api.authorisation import METRICS_PATH, SCHEME
 from optserve_server.api.problems import SCHEMA, SCHEMA_NAME, responses
 
 _NUMBERS = (
@@ -124,7 +124,7 @@ def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
 def _with_security(schema: dict[str, Any]) -> None:
     """Say of every route which key it needs: FastAPI has written it where that is one of scope `admin`."""
     for path, methods in schema["paths"].items():
-        for operation in methods.values() if path.startswith(f"{API_PREFIX}/") else ():
+        for operation in methods.values() if path.startswith((f"{API_PREFIX}/", METRICS_PATH)) else ():
             refused = [problems.UNAUTHORIZED]
             if operation.setdefault("security", [{SCHEME: [CLIENT]}]) != [{SCHEME: [CLIENT]}]:
                 refused.append(problems.FORBIDDEN)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP, problems
+from optserve_server import metrics
 from optserve_server.api import forms, json_form
 from optserve_server.api.bodies import PlainRoute, receive
 from optserve_server.api.documents import STEP
@@ -66,6 +67,7 @@ async def take_step(request: Request) -> Response:
         return body, begun, perf_counter()
 
     body, begun, done = await store.run(session, work, length)
+    metrics.step_taken(gradients.selection.coordinates, queue=begun - arrived, compute=done - begun)
     timing = f"queue;dur={(begun - arrived) * 1e3:.3f}, compute;dur={(done - begun) * 1e3:.3f}"
     return Response(body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
 
