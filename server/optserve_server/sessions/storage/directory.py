@@ -1,0 +1,108 @@
+"""The directory of all sessions of a server, each in a directory of its own."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_64_hexdigest as checksum
+
+from optserve_server.sessions.storage.errors import Damaged, DirectoryInUse
+from optserve_server.sessions.storage.files import TEMPORARY, sync_directory, write_whole
+
+_DESCRIPTION = "session.json"
+_CHECKSUM = "xxh3"
+_REMOVED = ".removed"
+
+
+class SessionDirectory:
+    """Where the sessions are. One server has it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the directory, which is made if it is not there.
+
+        Raises:
+            DirectoryInUse: another process has it.
+            OSError: it cannot be written to.
+        """
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise DirectoryInUse(path) from None
+        for leftover in path.glob(f"*{_REMOVED}"):
+            shutil.rmtree(leftover)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self._lock)
+
+    def sessions(self) -> list[str]:
+        """The identifiers of all sessions, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir() and "." not in entry.name)
+
+    def place(self, session: str) -> Path:
+        """Where that session's files are."""
+        return self.path / session
+
+    def create(self, session: str, description: dict[str, Any]) -> Path:
+        """A directory for a session, with its description; on disk before the return.
+
+        Raises:
+            OSError: it cannot be written; then nothing of it is there.
+        """
+        place = self.place(session)
+        place.mkdir()
+        try:
+            write_whole(place / _DESCRIPTION, [_sealed(description)])
+            sync_directory(self.path)
+        except OSError:
+            shutil.rmtree(place)
+            raise
+        return place
+
+    def remove(self, session: str) -> None:
+        """Remove a session's files; after a crash it is there as a whole, or not at all.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        removed = self.path / (session + _REMOVED)
+        self.place(session).rename(removed)
+        sync_directory(self.path)
+        shutil.rmtree(removed)
+
+
+def read_description(place: Path) -> dict[str, Any]:
+    """What the session was created with.
+
+    Raises:
+        Damaged: the file is not what was written.
+    """
+    path = place / _DESCRIPTION
+    try:
+        found = path.read_bytes()
+        description: dict[str, Any] = json.loads(found)
+        description.pop(_CHECKSUM)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise Damaged(path, f"it cannot be read: {error}") from error
+    if _sealed(description) != found:
+        raise Damaged(path, "it does not match its checksum")
+    return description
+
+
+def remove_unfinished(place: Path) -> None:
+    """Remove the files that were being written when everything stopped."""
+    for path in place.rglob(f"*{TEMPORARY}"):
+        path.unlink()
+
+
+def _sealed(description: dict[str, Any]) -> bytes:
+    """The description as JSON that carries its own checksum."""
+    text = json.dumps(description, ensure_ascii=False, allow_nan=False)
+    return (json.dumps({**description, _CHECKSUM: checksum(text.encode())}, ensure_ascii=False) + "\n").encode()
