@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from optserve_server.optimizers import build
+from optserve_server.sessions.awake import INLINE_COORDINATES
 from optserve_server.sessions.errors import SessionExpired, SessionNotFound
 from optserve_server.sessions.layout import lay_out
 from optserve_server.sessions.pages import StateMemory
 from optserve_server.sessions.plan import Plan, ServedVersion
+from optserve_server.sessions.stepping import StepRequest, take_step
 from optserve_server.sessions.steps import StepGradients
-from optserve_server.sessions.store import INLINE_COORDINATES, SessionStore
+from optserve_server.sessions.store import SessionStore
 
 
 def learned(name, digit, **architecture):
@@ -41,6 +43,11 @@ def gradients(session, value=1.0):
     return sent
 
 
+def ask(session, number=0):
+    """A step that is asked for; its reply is the updates themselves."""
+    return StepRequest(number, gradients(session), lambda: None, 0, lambda updates: updates)
+
+
 def run(test):
     async def with_store():
         store = SessionStore(StateMemory(1 << 30))
@@ -59,12 +66,13 @@ def test_all_memory_comes_back(name, size):
     async def test(store):
         for end in ("delete", "expire"):
             session = new_session(store, name, size)
-            session.put_parameters(np.ones(size, np.float32))
-            await store.run(session, lambda session=session: session.step(0, gradients(session)))
-            session.save("one")
-            session.restore("one")
-            session.save("two")
-            session.save("one")
+            awake = session.awake
+            awake.hold_theta(awake.read_parameters(np.ones(size, np.float32)))
+            await take_step(store.turns, session, ask(session))
+            awake.save("one")
+            awake.restore("one")
+            awake.save("two")
+            awake.save("one")
             assert store.memory.used > 0
             if end == "delete":
                 await store.delete(session.id)
@@ -83,14 +91,14 @@ def test_work_once_begun_is_done_before_the_next_although_its_caller_is_cancelle
         session = new_session(store, size=size)
         done = []
 
-        def slowly():
+        def slowly(awake):
             time.sleep(0.2)
             done.append("first")
 
-        caller = asyncio.create_task(store.run(session, slowly))
+        caller = asyncio.create_task(store.turns.run(session, slowly))
         await asyncio.sleep(0.05)
         caller.cancel()
-        await store.run(session, lambda: done.append("second"))
+        await store.turns.run(session, lambda awake: done.append("second"))
         assert done == ["first", "second"]
 
     run(test)
@@ -103,7 +111,7 @@ def test_who_waits_for_a_session_that_goes_away_is_told(size):
         async with session.turn:
             deletion = asyncio.create_task(store.delete(session.id))
             await asyncio.sleep(0)
-            late = asyncio.create_task(store.run(session, lambda: session.step(0, gradients(session))))
+            late = asyncio.create_task(take_step(store.turns, session, ask(session)))
             await asyncio.sleep(0)
         await deletion
         with pytest.raises(SessionNotFound):
@@ -116,7 +124,7 @@ def test_who_waits_for_a_session_that_goes_away_is_told(size):
 def test_large_steps_and_bodies_leave_the_event_loop_free(size, parsed_bytes):
     async def test(store):
         session = new_session(store, size=size)
-        step = asyncio.create_task(store.run(session, lambda: time.sleep(0.3), parsed_bytes))
+        step = asyncio.create_task(store.turns.run(session, lambda awake: time.sleep(0.3), parsed_bytes))
         start = time.perf_counter()
         for _ in range(10):
             await asyncio.sleep(0.001)

@@ -41,10 +41,14 @@ def new_session(store, kind, parameters=PARAMETERS, **plan):
 def take(session, steps, seed=0):
     generator = np.random.default_rng(seed)
     for _ in range(steps):
-        sent = StepGradients(session.layout.complete, session.dtype, 1.0 / (1 + session.next_step))
-        sent.bits[:] = generator.normal(size=session.layout.coordinates)
-        updates = session.step(session.next_step, sent)
+        updates = take_one(session.awake, generator)
     return updates
+
+
+def take_one(awake, generator):
+    sent = StepGradients(awake.layout.complete, awake.dtype, 1.0 / (1 + awake.next_step))
+    sent.bits[:] = generator.normal(size=awake.layout.coordinates)
+    return awake.take(sent, awake.observe(sent))
 
 
 class Peak(TorchDispatchMode):
@@ -83,12 +87,10 @@ def test_other_sessions_and_pages_used_before_change_no_bit(kind):
         take(former[1], 1, seed=3)
     generator = np.random.default_rng(0)
     for _ in range(6):
-        sent = StepGradients(among.layout.complete, "float32", 1.0 / (1 + among.next_step))
-        sent.bits[:] = generator.normal(size=among.layout.coordinates)
-        updates = among.step(among.next_step, sent)
+        updates = take_one(among.awake, generator)
         take(former[2], 1, seed=4)
     assert np.array_equal(updates, expected)
-    assert state.digest(among) == state.digest(alone)
+    assert state.digest(among.awake) == state.digest(alone.awake)
 
 
 @KINDS
@@ -109,9 +111,9 @@ def test_a_step_takes_what_is_reserved(kind):
     store = store_with()
     session = new_session(store, kind, [("w", (500, 600)), ("v", (100_000,))])
     take(session, 1)
-    with Peak(session.arena) as peak:
+    with Peak(session.awake.arena) as peak:
         take(session, 1)
-    assert 10 * MEBIBYTE < peak.peak < store.memory.used - session.pages.numel() * session.arena.page_bytes
+    assert 10 * MEBIBYTE < peak.peak < store.memory.used - session.awake.pages.numel() * session.awake.arena.page_bytes
 
 
 def test_arrays_count_where_memory_is_limited():
@@ -123,9 +125,9 @@ def test_arrays_count_where_memory_is_limited():
     new_session(store, "small_fc", [("w", (32, 64))])
     assert first - (store.memory.used - before - first) == 4 * 3 * (2048 - 32 - 64)
     before = store.memory.used
-    vector.save("one")
+    vector.awake.save("one")
     assert store.memory.used - before > 4 * (3 + 4) * 2048
-    vector.close()
+    vector.awake.close()
 
 
 @KINDS
@@ -134,7 +136,7 @@ def test_half_precision_goes_its_way(kind, dtype):
     one = new_session(store_with(), kind, dtype=dtype)
     sent = StepGradients(one.layout.complete, dtype, 1.0)
     sent.bits[:] = np.frombuffer(np.float16(0.5).tobytes(), sent.bits.dtype)[0] if dtype == "float16" else 0x3F00
-    assert one.step(0, sent).dtype == sent.bits.dtype
+    assert one.awake.take(sent, one.awake.observe(sent)).dtype == sent.bits.dtype
 
 
 @KINDS
@@ -142,7 +144,7 @@ def test_many_tensors_leave_the_event_loop_free(kind):
     async def test():
         store = store_with()
         session = new_session(store, kind, [(str(number), (2,)) for number in range(500)])
-        step = asyncio.create_task(store.run(session, lambda: time.sleep(0.3)))
+        step = asyncio.create_task(store.turns.run(session, lambda awake: time.sleep(0.3)))
         start = time.perf_counter()
         for _ in range(10):
             await asyncio.sleep(0.001)

@@ -13,6 +13,7 @@ from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesSettings, UsesStore, UsesVersions
 from optserve_server.api.problems import responses
 from optserve_server.naming import shown
+from optserve_server.sessions.changing import update
 from optserve_server.sessions.errors import RequestInvalid
 from optserve_server.sessions.layout import MAX_PARAMETERS, lay_out
 from optserve_server.sessions.plan import Plan
@@ -96,7 +97,7 @@ async def get_session(session_id: SessionId, store: UsesStore) -> SessionInfo:
 async def update_session(session_id: SessionId, body: SessionPatch, store: UsesStore) -> SessionInfo:
     """Change hyperparameters, the label or the time to live between two steps; all of it or nothing."""
     session = store.get(session_id)
-    await store.run(session, lambda: session.update(body.hyperparameters, body.label, body.ttl_seconds))
+    await update(store.turns, session, body.hyperparameters, body.label, body.ttl_seconds)
     return describe(session)
 
 

@@ -17,6 +17,8 @@ from optserve_server.api.problems import Problem, responses
 from optserve_server.api.sessions import SessionId, describe
 from optserve_server.api.targets import Target
 from optserve_server.sessions import state
+from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.changing import go_elsewhere
 from optserve_server.sessions.checkpoints import Checkpoint
 from optserve_server.sessions.errors import ParametersInvalid
 from optserve_server.sessions.session import Session, rfc3339
@@ -37,7 +39,7 @@ _METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names 
 async def save_checkpoint(session_id: SessionId, name: str, store: UsesStore) -> CheckpointInfo:
     """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
     session = store.get(session_id)
-    return _checkpoint_info(await store.run(session, lambda: session.save(name)))
+    return _checkpoint_info(await store.turns.run(session, lambda awake: awake.save(name)))
 
 
 @router.get("/checkpoints", summary="List the checkpoints", responses=responses(*_GONE))
@@ -45,7 +47,9 @@ async def list_checkpoints(
     session_id: SessionId, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[CheckpointInfo]:
     """The session's checkpoints, in the order of their names."""
-    found = sorted(store.get(session_id).checkpoints, key=lambda checkpoint: checkpoint.name)
+    session = store.get(session_id)
+    kept = await store.turns.run(session, lambda awake: list(awake.checkpoints))
+    found = sorted(kept, key=lambda checkpoint: checkpoint.name)
     rest = [checkpoint for checkpoint in found if checkpoint.name > (cursor or "")]
     page = rest[:limit]
     return Page([_checkpoint_info(one) for one in page], page[-1].name if len(rest) > limit else None)
@@ -66,7 +70,7 @@ async def list_checkpoints(
 async def restore_checkpoint(session_id: SessionId, body: RestoreRequest, store: UsesStore) -> SessionInfo:
     """Go back to a checkpoint; `next_step` goes back too."""
     session = store.get(session_id)
-    await store.run(session, lambda: session.restore(body.checkpoint))
+    await go_elsewhere(store.turns, session, lambda awake: awake.restore(body.checkpoint))
     return describe(session)
 
 
@@ -74,7 +78,7 @@ async def restore_checkpoint(session_id: SessionId, body: RestoreRequest, store:
 async def get_digest(session_id: SessionId, store: UsesStore) -> Digest:
     """The SHA-256 of what `GET …/state` answers: equal digests prove equal hidden states."""
     session = store.get(session_id)
-    return await store.run(session, lambda: Digest(session.next_step, state.digest(session)))
+    return await store.turns.run(session, lambda awake: Digest(awake.next_step, state.digest(awake)))
 
 
 @plain_router.get(
@@ -83,7 +87,7 @@ async def get_digest(session_id: SessionId, store: UsesStore) -> Digest:
 async def get_state(request: Request) -> Response:
     """The whole of h_t as a safetensors file; equal states give equal bytes."""
     store, session = _session(request)
-    return Response(await store.run(session, lambda: state.encode(session)), media_type=SAFETENSORS)
+    return Response(await store.turns.run(session, state.encode), media_type=SAFETENSORS)
 
 
 @plain_router.put(
@@ -105,8 +109,8 @@ async def put_state(request: Request) -> Response:
     store, session = _session(request)
     if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
         raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
-    data = await read_body(request, _longest_state(session))
-    await store.run(session, lambda: state.decode(session, data), len(data))
+    data = await read_body(request, await store.turns.run(session, _longest_state))
+    await go_elsewhere(store.turns, session, lambda awake: state.decode(awake, data), len(data))
     return _json(session)
 
 
@@ -132,18 +136,17 @@ async def put_parameters(request: Request) -> Response:
     target = Target("parameters", bits, selection, session.dtype, ParametersInvalid)
     parse, length = await receive(request, form, target)
 
-    def work() -> None:
+    def work(awake: Awake) -> None:
         json_form.require_known(parse(), ())
-        session.put_parameters(bits)
+        awake.hold_theta(awake.read_parameters(bits))
 
-    await store.run(session, work, length)
+    await store.turns.run(session, work, length)
     return Response(status_code=204)
 
 
-def _longest_state(session: Session) -> int:
-    layout = session.layout
-    arrays = session.array_layout
-    numbers = layout.coordinates * (session.arena.features + 1) + 2 * len(layout.parameters)
+def _longest_state(awake: Awake) -> int:
+    layout, arrays = awake.layout, awake.array_layout
+    numbers = layout.coordinates * (awake.arena.features + 1) + 2 * len(layout.parameters)
     # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
     described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in layout.parameters)
     return numbers * 4 + arrays.bytes + described + len(json.dumps(arrays.columns)) + _METADATA_BYTES

@@ -2,11 +2,11 @@
 
 import math
 import re
-from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP, problems
@@ -17,8 +17,10 @@ from optserve_server.api.documents import STEP
 from optserve_server.api.problems import responses
 from optserve_server.api.targets import Target
 from optserve_server.naming import nearest, shown
+from optserve_server.sessions import stepping
 from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid
 from optserve_server.sessions.plan import MAX_STEPS
+from optserve_server.sessions.stepping import StepRequest
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.store import SessionStore
 
@@ -57,19 +59,15 @@ async def take_step(request: Request) -> Response:
     gradients = StepGradients(session.layout.select(skip), session.dtype, loss)
     target = Target("gradients", gradients.bits, gradients.selection, session.dtype, GradientsInvalid)
     parse, length = await receive(request, form, target)
-    arrived = perf_counter()
 
-    def work() -> tuple[bytes | memoryview, float, float]:
-        begun = perf_counter()
-        _take_loss(parse(), gradients)
-        updates = session.step(number, gradients)
-        body = forms.write(form, number, updates, gradients.selection, session.dtype)
-        return body, begun, perf_counter()
+    def write(updates: NDArray[Any]) -> bytes | memoryview:
+        return forms.write(form, number, updates, gradients.selection, session.dtype)
 
-    body, begun, done = await store.run(session, work, length)
-    metrics.step_taken(gradients.selection.coordinates, queue=begun - arrived, compute=done - begun)
-    timing = f"queue;dur={(begun - arrived) * 1e3:.3f}, compute;dur={(done - begun) * 1e3:.3f}"
-    return Response(body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
+    asked = StepRequest(number, gradients, lambda: _take_loss(parse(), gradients), length, write)
+    reply = await stepping.take_step(store.turns, session, asked)
+    metrics.step_taken(gradients.selection.coordinates, queue=reply.queue, compute=reply.compute)
+    timing = f"queue;dur={reply.queue * 1e3:.3f}, compute;dur={reply.compute * 1e3:.3f}"
+    return Response(reply.body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
 
 
 def _step_number(text: str) -> int:

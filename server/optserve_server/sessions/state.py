@@ -21,45 +21,45 @@ from torch import Tensor
 from optserve.wire import tensors
 from optserve_server.naming import shown
 from optserve_server.optimizers.base import PAGE
+from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import StateMalformed, StateMismatch
 from optserve_server.sessions.plan import MAX_STEPS
-from optserve_server.sessions.session import Session
 
 FORMAT = "1"
 _DTYPES = {"F32": "<f4", "I64": "<i8"}
 _OF_ARRAYS = ("tensors.", "session.")
 
 
-def encode(session: Session) -> memoryview:
+def encode(awake: Awake) -> memoryview:
     """The session's state as the bytes of a file, each number copied once."""
-    layout = session.layout
+    layout = awake.layout
     entries: dict[str, tuple[str, list[int]]] = {
-        "hidden_state": ("F32", [session.arena.features, layout.coordinates]),
+        "hidden_state": ("F32", [awake.arena.features, layout.coordinates]),
         "clocks": ("I64", [len(layout.parameters)]),
     }
-    arrays = {entry: session.arrays[name] for name, entry in _entries(session).items()}
+    arrays = {entry: awake.arrays[name] for name, entry in _entries(awake).items()}
     entries |= {name: ("F32", list(array.shape)) for name, array in arrays.items()}
-    if session.theta is not None:
+    if awake.theta is not None:
         entries["parameters"] = ("F32", [layout.coordinates])
-    beginning, places = tensors.header(entries, _metadata(session))
+    beginning, places = tensors.header(entries, _metadata(awake))
     file = np.empty(max(place.stop for place in places.values()), np.uint8)
     file[: len(beginning)] = np.frombuffer(beginning, np.uint8)
-    hidden_state = _view(file, places["hidden_state"], "<f4").reshape(session.arena.features, layout.coordinates)
-    session.arena.read_into(session.pages, hidden_state)
-    _view(file, places["clocks"], "<i8")[:] = session.clocks
+    hidden_state = _view(file, places["hidden_state"], "<f4").reshape(awake.arena.features, layout.coordinates)
+    awake.arena.read_into(awake.pages, hidden_state)
+    _view(file, places["clocks"], "<i8")[:] = awake.clocks
     for name, array in arrays.items():
         _view(file, places[name], "<f4")[:] = array.numpy().reshape(-1)
-    if session.theta is not None:
-        _view(file, places["parameters"], "<f4")[:] = session.theta.numpy().reshape(-1)[: layout.coordinates]
+    if awake.theta is not None:
+        _view(file, places["parameters"], "<f4")[:] = awake.theta.numpy().reshape(-1)[: layout.coordinates]
     return file.data
 
 
-def digest(session: Session) -> str:
+def digest(awake: Awake) -> str:
     """The SHA-256 of the session's state, in hexadecimal."""
-    return hashlib.sha256(encode(session)).hexdigest()
+    return hashlib.sha256(encode(awake)).hexdigest()
 
 
-def decode(session: Session, data: bytes) -> None:
+def decode(awake: Awake, data: bytes) -> None:
     """Put a state into the session, which goes on from that state's step.
 
     Raises:
@@ -68,12 +68,12 @@ def decode(session: Session, data: bytes) -> None:
         StateTooLarge: there is no room for the state's θ.
     """
     state = _parse(data)
-    _require_match(session, state)
-    theta = None if state.theta is None else _paged(session, state.theta)
-    session.hold_theta(theta)
-    session.arena.write(session.pages, state.hidden_state)
-    arrays = {name: torch.from_numpy(state.arrays[entry].copy()) for name, entry in _entries(session).items()}
-    session.go_on_from(state.step, state.clocks, arrays)
+    _require_match(awake, state)
+    theta = None if state.theta is None else _paged(awake, state.theta)
+    awake.hold_theta(theta)
+    awake.arena.write(awake.pages, state.hidden_state)
+    arrays = {name: torch.from_numpy(state.arrays[entry].copy()) for name, entry in _entries(awake).items()}
+    awake.go_on_from(state.step, state.clocks, arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +86,25 @@ class _State:
     theta: NDArray[np.float32] | None  # [coordinates]
 
 
-def _metadata(session: Session) -> dict[str, str]:
-    columns = session.array_layout.columns
+def _metadata(awake: Awake) -> dict[str, str]:
+    columns = awake.array_layout.columns
     return {
         **({"columns": json.dumps(columns)} if columns else {}),
         "format": FORMAT,
-        "step": str(session.next_step),
-        "optimizer": session.version.name,
-        "optimizer_version": str(session.version.number),
-        "optimizer_sha256": session.version.sha256,
-        "features": json.dumps(session.optimizer.features),
-        "parameters": json.dumps([{"name": one.name, "shape": one.shape} for one in session.layout.parameters]),
+        "step": str(awake.next_step),
+        "optimizer": awake.version.name,
+        "optimizer_version": str(awake.version.number),
+        "optimizer_sha256": awake.version.sha256,
+        "features": json.dumps(awake.optimizer.features),
+        "parameters": json.dumps([{"name": one.name, "shape": one.shape} for one in awake.layout.parameters]),
     }
 
 
-def _entries(session: Session) -> dict[str, str]:
+def _entries(awake: Awake) -> dict[str, str]:
     """The names that the arrays have in a file."""
     of_tensors, of_session = _OF_ARRAYS
-    columns = session.array_layout.columns
-    return {name: (of_tensors if name in columns else of_session) + name for name in session.array_layout.sizes}
+    columns = awake.array_layout.columns
+    return {name: (of_tensors if name in columns else of_session) + name for name in awake.array_layout.sizes}
 
 
 def _parse(data: bytes) -> _State:
@@ -138,16 +138,16 @@ def _array(data: bytes, places: dict[str, tensors.Entry], name: str, dtype: str,
     return numbers.view(_DTYPES[dtype]).reshape(place.shape)
 
 
-def _require_match(session: Session, state: _State) -> None:
-    expected = _metadata(session)
+def _require_match(awake: Awake, state: _State) -> None:
+    expected = _metadata(awake)
     for key in ("optimizer_sha256", "features", "parameters"):
         if state.metadata.get(key) != expected[key]:
-            raise StateMismatch(_difference(key, state.metadata, session), mismatch=key)
-    layout = session.layout
+            raise StateMismatch(_difference(key, state.metadata, awake), mismatch=key)
+    layout = awake.layout
     shapes = [state.hidden_state.shape, state.clocks.shape]
-    if shapes != [(session.arena.features, layout.coordinates), (len(layout.parameters),)]:
+    if shapes != [(awake.arena.features, layout.coordinates), (len(layout.parameters),)]:
         raise StateMalformed("The state's tensors have not the shapes that its metadata says.")
-    sizes = {entry: session.array_layout.sizes[name] for name, entry in _entries(session).items()}
+    sizes = {entry: awake.array_layout.sizes[name] for name, entry in _entries(awake).items()}
     if {name: array.shape for name, array in state.arrays.items()} != sizes:
         wanted = ", ".join(f"`{name}` {list(size)}" for name, size in sizes.items()) or "none"
         raise StateMalformed(f"The state's arrays of tensors and of the session are others than this one's: {wanted}.")
@@ -157,25 +157,25 @@ def _require_match(session: Session, state: _State) -> None:
         raise StateMalformed("The state's `clocks` are not between 0 and its step.")
 
 
-def _difference(key: str, metadata: dict[str, str], session: Session) -> str:
+def _difference(key: str, metadata: dict[str, str], awake: Awake) -> str:
     if key == "optimizer_sha256":
         theirs = f"{metadata.get('optimizer', '?')}@{metadata.get('optimizer_version', '?')}"
         return (
             f"The state is of {shown(theirs)} (sha256 {shown(metadata.get(key, '?'))}), but this session holds "
-            f"{session.version.name}@{session.version.number} (sha256 {session.version.sha256}). "
+            f"{awake.version.name}@{awake.version.number} (sha256 {awake.version.sha256}). "
             "Create a session with the state's version."
         )
     if key == "features":
         return (
             f"The state is made of {shown(metadata.get(key, '?'))}, but this session's of "
-            f"{json.dumps(session.optimizer.features)}. Create the session with the state's hyperparameters."
+            f"{json.dumps(awake.optimizer.features)}. Create the session with the state's hyperparameters."
         )
     return "The state is of other parameters; create a session with the same names and shapes in the same order."
 
 
-def _paged(session: Session, values: NDArray[np.float32]) -> Tensor:
-    theta = torch.zeros(session.layout.pages * PAGE)
-    theta.numpy()[: session.layout.coordinates] = values
+def _paged(awake: Awake, values: NDArray[np.float32]) -> Tensor:
+    theta = torch.zeros(awake.layout.pages * PAGE)
+    theta.numpy()[: awake.layout.coordinates] = values
     return theta.view(-1, PAGE)
 
 

@@ -1,0 +1,243 @@
+"""What a session has in memory while it is awake: h_t, the clocks, θ, and its last step."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optserve.wire.gradients import widen
+from optserve_server.optimizers import Observations, Optimizer, Updates
+from optserve_server.optimizers.base import PAGE
+from optserve_server.sessions.checkpoints import Checkpoint, Checkpoints
+from optserve_server.sessions.errors import (
+    HyperparametersInvalid,
+    ParametersInvalid,
+    ParametersNeeded,
+    StepConflict,
+)
+from optserve_server.sessions.layout import Layout
+from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
+from optserve_server.sessions.parallel import step_in_shares
+from optserve_server.sessions.plan import ServedVersion, configured
+from optserve_server.sessions.steps import StepGradients, collect, require_finite, spread
+from optserve_server.sessions.whole import ArrayLayout, Arrays, step_whole
+
+INLINE_COORDINATES = 2048
+"""Up to here a session's work is done on the event loop. The hop to a thread and back takes 0.1 ms, as much as such a
+step of a cheap optimizer; the dearest takes about 3 ms for as many coordinates."""
+
+INLINE_TENSORS = 16
+"""Up to here the same where the optimizer is not coordinatewise: each tensor costs such a step some 0.1 ms."""
+
+
+class Awake:
+    """The awake part of a session. Its methods are called one at a time, by whoever holds the session's turn.
+
+    h_t is in the arena's pages `pages` and, where the optimizer is not coordinatewise, in `arrays`; `clocks` counts for
+    each parameter the steps it has taken, and `next_step` is the only step that comes next. It is ahead of the
+    session's own between the moment when a step is computed and the one when it can be replied to.
+    """
+
+    def __init__(
+        self,
+        version: ServedVersion,
+        optimizer: Optimizer,
+        layout: Layout,
+        dtype: str,
+        horizon: int | None,
+        arena: Arena,
+        memory: StateMemory,
+    ) -> None:
+        """Allocate h_0 = 0.
+
+        Raises:
+            StateTooLarge: there is no room for it.
+        """
+        self.version = version
+        self.optimizer = optimizer  # the version's, with the session's hyperparameters
+        self.layout = layout
+        self.dtype = dtype
+        self.arena = arena
+        self.next_step = 0
+        self.clocks = np.zeros(len(layout.parameters), np.int64)
+        self.theta: Tensor | None = None  # [pages, 256]
+        self.last: tuple[StepGradients, NDArray[Any]] | None = None  # the last step and its updates, as they travel
+        self.checkpoints = Checkpoints(arena, memory)
+        self.closed = False
+        self._horizon = None if horizon is None else torch.tensor(float(horizon))
+        self._memory = memory
+        self._vector_bytes = layout.pages * PAGE * FLOAT_BYTES
+        self.array_layout = ArrayLayout(optimizer, layout)
+        # What `last` keeps, the arrays, and what a step takes.
+        self._own_bytes = 2 * self._vector_bytes + self.array_layout.bytes + self.array_layout.scratch_bytes
+        with memory.reserved(self._own_bytes):
+            self.pages = arena.allocate(layout.pages)
+        self.arrays = self.array_layout.initial()
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its work is so short that it is done on the event loop."""
+        few = self.optimizer.coordinatewise or len(self.layout.parameters) <= INLINE_TENSORS
+        return few and self.layout.coordinates <= INLINE_COORDINATES
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def repeated(self, number: int, gradients: StepGradients) -> NDArray[Any] | None:
+        """The updates once more if this is the last step, sent again with the same gradients; None if it is next.
+
+        Raises:
+            StepConflict: neither.
+        """
+        if number == self.next_step:
+            return None
+        if self.last is not None and number == self.next_step - 1:
+            before, updates = self.last
+            if gradients.same_as(before):
+                return updates
+        raise StepConflict(number, self.next_step)
+
+    def observe(self, gradients: StepGradients) -> Observations:
+        """What the optimizer is told at the next step; nothing is changed.
+
+        Raises:
+            GradientsInvalid: a gradient is not finite.
+            ParametersNeeded: the optimizer needs θ first.
+        """
+        if self.theta is None and "parameters" in self.optimizer.needs:
+            raise ParametersNeeded(
+                f"{self.version.name!r} with these hyperparameters needs the parameters' values θ: "
+                "send them once with PUT …/parameters; the server follows them from then on."
+            )
+        return Observations(
+            torch.from_numpy(gradients.pages()),
+            self._clock(),
+            self.theta,
+            loss=None if gradients.loss is None else torch.tensor(gradients.loss),
+            horizon=self._horizon,
+        )
+
+    def take(self, gradients: StepGradients, observations: Observations) -> NDArray[Any]:
+        """Take the next step: the updates g_t of the selected parameters, one after another, as they travel."""
+        selection = gradients.selection
+        sent = collect(self._computed(gradients, observations).numpy(), selection, self.dtype)
+        if self.theta is not None:
+            self.theta += torch.from_numpy(spread(widen(sent, self.dtype), selection)).view_as(self.theta)
+        self._tick(selection.skipped)
+        self.last = (gradients, sent)
+        self.next_step += 1
+        return sent
+
+    def _computed(self, gradients: StepGradients, observations: Observations) -> Updates:
+        """g_t, `[pages, 256]`; h_t is h_{t+1} afterwards."""
+        phi, selection = self.version.phi, gradients.selection
+        if self.optimizer.coordinatewise:
+            active = selection.active()
+            return step_in_shares(self.optimizer, phi, self.arena.pages, self.pages, observations, active)
+        updates, self.arrays = step_whole(
+            self.array_layout, phi, self.arena, self.pages, self.arrays, observations, selection
+        )
+        return updates
+
+    def _clock(self) -> Tensor:
+        first = self.clocks[0]
+        if (self.clocks == first).all():
+            return torch.tensor([float(first)])
+        sizes = [parameter.size for parameter in self.layout.parameters]
+        clock = torch.zeros(self.layout.pages * PAGE)
+        clock[: self.layout.coordinates] = torch.from_numpy(np.repeat(self.clocks, sizes).astype(np.float32))
+        return clock.view(-1, PAGE)
+
+    def _tick(self, skipped: frozenset[str]) -> None:
+        if not skipped:
+            self.clocks += 1
+            return
+        self.clocks += np.array([parameter.name not in skipped for parameter in self.layout.parameters])
+
+    # --- parameters and hyperparameters -------------------------------------------------------------------------------
+
+    def read_parameters(self, bits: NDArray[Any]) -> Tensor:
+        """θ as pages, `[pages, 256]`, from every parameter one after another as they travel.
+
+        Raises:
+            ParametersInvalid: a number is not finite.
+        """
+        values = spread(widen(bits, self.dtype), self.layout.complete)
+        require_finite(values, self.layout, ParametersInvalid, "parameter")
+        return torch.from_numpy(values).view(-1, PAGE)
+
+    def hold_theta(self, theta: Tensor | None) -> None:
+        """Replace θ, `[pages, 256]`.
+
+        Raises:
+            StateTooLarge: there is no room for it.
+        """
+        change = (theta is not None) - (self.theta is not None)
+        if change > 0:
+            self._memory.reserve(self._vector_bytes)
+        elif change < 0:
+            self._memory.release(self._vector_bytes)
+        self.theta = theta
+
+    def configured(self, changes: dict[str, Any]) -> Optimizer:
+        """The optimizer with other hyperparameters, between two steps; nothing is changed yet.
+
+        Raises:
+            HyperparametersInvalid: an unknown one, a wrong value, or one that would change what h_t is made of.
+        """
+        optimizer = configured(self.optimizer, changes)
+        if optimizer.features != self.optimizer.features:
+            raise HyperparametersInvalid(
+                f"{', '.join(sorted(changes))} would change what the hidden state is made of, from "
+                f"{_listed(self.optimizer.features)} to {_listed(optimizer.features)}; create a new session for that."
+            )
+        return optimizer
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self, name: str) -> Checkpoint:
+        """Keep h_t, the clocks and θ under `name`; what had that name before is gone.
+
+        Raises:
+            RequestInvalid: `name` is no name.
+            StateTooLarge: there is no room for another copy.
+        """
+        return self.checkpoints.save(name, self.next_step, self.pages, self.arrays, self.clocks, self.theta)
+
+    def restore(self, name: str) -> None:
+        """Go back to a checkpoint; `next_step` goes back too.
+
+        Raises:
+            CheckpointNotFound: there is none of that name.
+            StateTooLarge: there is no room for the checkpoint's θ.
+        """
+        saved = self.checkpoints.get(name)
+        self.hold_theta(None if saved.theta is None else saved.theta.clone())
+        self.arena.copy(saved.pages, self.pages)
+        self.go_on_from(saved.step, saved.clocks.copy(), saved.arrays)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def go_on_from(self, next_step: int, clocks: NDArray[np.int64], arrays: Arrays) -> None:
+        """Let `next_step` come next, from these arrays and the hidden state that was just put into the pages."""
+        self.next_step = next_step
+        self.clocks = clocks
+        self.arrays = arrays
+        self.last = None
+
+    def close(self) -> None:
+        """Give all memory back; this part is of no use any more."""
+        if self.closed:
+            return
+        self.closed = True
+        self.hold_theta(None)
+        self.checkpoints.clear()
+        self.arena.free(self.pages)
+        self._memory.release(self._own_bytes)
+        self.arrays = {}
+        self.last = None
+
+
+def _listed(features: tuple[str, ...]) -> str:
+    return ", ".join(features) or "nothing"
