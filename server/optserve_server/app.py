@@ -26,6 +26,7 @@ from optserve_server.api import (
 from optserve_server.api import metrics as metrics_page
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
+from optserve_server.api.traffic import Drain, Traffic
 from optserve_server.api.versions import VersionCache
 from optserve_server.machine import memory_bytes
 from optserve_server.optimizers.fused import compile_kernels
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = _open_database(settings)
     app.state.idempotency_keys = {}
+    app.state.drain = drain = Drain()
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
@@ -70,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics_page.router)
     app.add_middleware(Authorisation, metrics_token=settings.metrics_token)
+    app.add_middleware(Traffic, drain=drain)  # the last one added is the first to see a request
     problems.install(app)
     documents.install(app)
     return app
@@ -84,7 +87,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
     await keys.start()
     store.start()
-    _watch(store)
+    _watch(store, app.state.drain)
     log.info("ready", state_memory=store.memory.limit)
     try:
         yield
@@ -95,10 +98,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.info("stopped", sessions=len(store))
 
 
-def _watch(store: SessionStore) -> None:
+def _watch(store: SessionStore, drain: Drain) -> None:
     metrics.BUILD.info({"version": optserve.__version__})
     metrics.SESSIONS.labels("awake").set_function(lambda: len(store))
     metrics.STATE_BYTES.labels("memory").set_function(lambda: store.memory.used)
+    metrics.REQUESTS_IN_HAND.set_function(lambda: len(drain.in_hand))
     metrics.STATE_MEMORY_LIMIT.set_function(lambda: store.memory.limit)
 
 

@@ -74,6 +74,7 @@ def test_the_process_and_its_version_are_told(scrape):
     found = scrape()
     assert read(found, "process_resident_memory_bytes") > 1e7
     assert any(name == "optserve_build_info" for name, _ in found)
+    assert read(found, "optserve_requests_in_hand") == 1  # this one
 
 
 def test_no_session_is_named(server, new_loop, gradients):
@@ -112,3 +113,29 @@ def test_the_token_reads_metrics_and_nothing_else(closed):
     assert httpx.get(f"{url}/v1/sessions", headers=headers).status_code == 401
     for wrong in (TOKEN[:-1], TOKEN + "x", "é"):
         assert httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {wrong}".encode()}).status_code == 401
+
+
+def test_requests_are_counted_by_route_and_status(gained, new_loop, http, gradients):
+    loop = new_loop("adam", {"w": (4,)})
+    loop.step(0, gradients(4))
+    loop.get()
+    loop.post(7, gradients(4).tobytes())
+    http.get("/nothing/at/all")
+    http.request("PURGE", "/tasks")
+    session, step = "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/steps/{step}"
+    for labels, count in (
+        ({"method": "POST", "route": "/v1/sessions", "status": "201"}, 1),
+        ({"method": "POST", "route": step, "status": "200"}, 1),
+        ({"method": "POST", "route": step, "status": "409"}, 1),
+        ({"method": "GET", "route": session, "status": "200"}, 1),
+        ({"method": "GET", "route": "-", "status": "404"}, 1),
+        ({"method": "other", "route": "/v1/tasks", "status": "405"}, 1),
+    ):
+        assert gained("optserve_requests_total", **labels) == count, labels
+
+
+def test_problems_are_counted_by_type(gained, new_loop, gradients):
+    loop = new_loop("adam", {"w": (4,)})
+    for step in (7, 8):
+        loop.post(step, gradients(4).tobytes())
+    assert gained("optserve_problems_total", type="step-conflict") == 2

@@ -11,9 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from optserve.wire import problems
 from optserve.wire.problems import MEDIA_TYPE, ProblemType
+from optserve_server import logs, metrics
 from optserve_server.registry.errors import RegistryError
 from optserve_server.sessions.errors import SessionError
 
@@ -56,6 +58,7 @@ SCHEMA: dict[str, Any] = {
         "bytes_needed": {"type": "integer", "description": "Of `state-too-large`."},
         "bytes_free": {"type": "integer", "description": "Of `state-too-large`."},
         "error_id": {"type": "string", "description": "Of `internal-error`: find it in the server's log."},
+        "request_id": {"type": "string", "description": "Of every 5xx: the reply's `X-Request-Id`, for the log too."},
     },
 }
 
@@ -82,7 +85,10 @@ class Problem(HTTPException):
 
 def response(problem: ProblemType, detail: str, headers: Mapping[str, str] | None = None, **fields: Any) -> Response:
     """The reply that tells a client of `problem`."""
+    metrics.PROBLEMS.labels(problem.slug).inc()
     body = {"type": problem.urn, "title": problem.title, "status": problem.status, "detail": detail, **fields}
+    if problem.status >= 500:
+        body |= logs.REQUEST.get()
     return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
 
 
@@ -106,7 +112,6 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(known, _known)
     app.add_exception_handler(RequestValidationError, _request_invalid)
     app.add_exception_handler(HTTPException, _framework)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _known(request: Request, error: Exception) -> Response:
@@ -161,8 +166,9 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+def unexpected(scope: Scope, error: Exception) -> Response:
+    """The reply to a request that a fault of the server has ended; the log has the fault."""
     error_id = secrets.token_hex(8)
-    log.error("unexpected error", error_id=error_id, method=request.method, path=request.url.path, exc_info=error)
+    log.error("unexpected error", error_id=error_id, method=scope["method"], path=scope["path"], exc_info=error)
     detail = f"This is a fault of the server, not of the request. Its log has the details under {error_id}."
     return response(problems.INTERNAL, detail, error_id=error_id)

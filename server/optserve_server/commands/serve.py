@@ -184,7 +184,8 @@ def _server(app: "FastAPI", settings: "Settings", listening: socket.socket) -> "
         ws="none",
         loop="uvloop",
         lifespan="on",
-        access_log=False,
+        access_log=False,  # the application writes its own
+        log_config=None,  # as `logs` has configured it
         log_level="warning",
         server_header=False,
         backlog=_BACKLOG,
