@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,8 +14,11 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 
+import optserve
 from optserve_server.app import create_app
 from optserve_server.optimizers import build, weights
+from optserve_server.registry import api_keys
+from optserve_server.registry.database import Database
 from optserve_server.settings import Settings
 
 OCTETS = "application/octet-stream"
@@ -83,9 +87,11 @@ def serving() -> Callable[[Settings], AbstractContextManager[str]]:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
     return serve
 
@@ -144,3 +150,52 @@ def assert_problem() -> Callable[..., None]:
         assert word in problem["detail"]
 
     return check
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that has keys, each known by its name."""
+
+    url: str
+    database: Database
+    keys: dict[str, str]
+
+    def headers(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[name]}"} if name in self.keys else {}
+
+    def get(self, name: str, path: str = "/v1/sessions") -> httpx.Response:
+        return httpx.get(self.url + path, headers=self.headers(name))
+
+    def client(self, name: str) -> optserve.Client:
+        return optserve.Client(self.url, self.keys[name])
+
+    def add_key(self, name: str, scope: str = "client", **options: Any) -> str:
+        with self.database.session(write=True) as db_session:
+            return api_keys.add_key(db_session, name, scope, **options)[1]
+
+    def revoke(self, name: str) -> None:
+        with self.database.session(write=True) as db_session:
+            api_keys.revoke_key(db_session, api_keys.get_key(db_session, name))
+
+
+@pytest.fixture(scope="session")
+def served(serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server with keys that tests share."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("keys"))
+    settings.data_dir.mkdir(exist_ok=True)
+    database = Database(settings.database)
+    database.upgrade()
+    prepared = Served("", database, {"unknown": api_keys.KEY_PREFIX + "0" * 48})
+    for name, scope, options in (
+        ("client", "client", {}),
+        ("admin", "admin", {}),
+        ("revoked", "admin", {}),
+        ("expired", "admin", {"expires_in_days": 1e-9}),
+        ("other client", "client", {}),
+        ("other admin", "admin", {}),
+    ):
+        prepared.keys[name] = prepared.add_key(name, scope, **options)
+    prepared.revoke("revoked")
+    with serving(settings) as url:
+        yield Served(url, database, prepared.keys)
+    database.close()

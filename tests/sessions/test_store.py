@@ -75,7 +75,7 @@ def test_all_memory_comes_back(name, size):
             awake.save("one")
             assert store.memory.used > 0
             if end == "delete":
-                await store.delete(session.id)
+                await store.delete(session.id, {session.owner})
             else:
                 session.prolong(1e-6)
                 await asyncio.sleep(0.001)
@@ -109,7 +109,7 @@ def test_who_waits_for_a_session_that_goes_away_is_told(size):
     async def test(store):
         session = new_session(store, size=size)
         async with session.turn:
-            deletion = asyncio.create_task(store.delete(session.id))
+            deletion = asyncio.create_task(store.delete(session.id, {session.owner}))
             await asyncio.sleep(0)
             late = asyncio.create_task(take_step(store.turns, session, ask(session)))
             await asyncio.sleep(0)
@@ -141,7 +141,7 @@ def test_an_expired_session_is_known_as_such_before_and_after_the_sweep():
         await asyncio.sleep(0.002)
         for _ in range(2):
             with pytest.raises(SessionExpired):
-                store.get(session.id)
+                store.get(session.id, {session.owner})
             await store.sweep()
         assert len(store) == 0
 
@@ -154,6 +154,6 @@ def test_a_session_in_use_does_not_expire():
         async with session.turn:
             await asyncio.sleep(0.002)
             await store.sweep()
-            assert store.get(session.id) is session
+            assert store.get(session.id, {session.owner}) is session
 
     run(test)

@@ -81,7 +81,7 @@ def test_other_sessions_and_pages_used_before_change_no_bit(kind):
     former = [new_session(store, kind) for _ in range(3)]
     for session in former:
         take(session, 2, seed=9)
-    asyncio.run(store.delete(former[0].id))
+    asyncio.run(store.delete(former[0].id, {former[0].owner}))
     among = new_session(store, kind)
     for _ in range(5):
         take(former[1], 1, seed=3)

@@ -9,6 +9,9 @@ CLIENT, ADMIN = "client", "admin"
 SCOPES = (CLIENT, ADMIN)
 """What a key may do: train and read; or, with `admin`, change what is served as well."""
 
+ANONYMOUS = "anonymous"
+"""Who acts on a server that is open to everybody; no key has this name."""
+
 
 @dataclass(slots=True)
 class ApiKeyRequest:

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.api_keys import ApiKeyInfo, ApiKeyRequest, NewApiKey
 from optserve.wire.bodies import Page
-from optserve_server.api.authorisation import RequiresAdmin, UsesKeys
+from optserve_server.api.authorisation import RequiresAdmin, UsesCaller, UsesKeys
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, idempotency_keys, read_number
 from optserve_server.api.problems import responses
@@ -43,6 +43,7 @@ async def create_api_key(
     body: ApiKeyRequest,
     request: Request,
     response: Response,
+    caller: UsesCaller,
     ring: UsesKeys,
     database: UsesDatabase,
     repeats: Annotated[IdempotencyKeys, Depends(idempotency_keys("api-keys"))],
@@ -55,10 +56,10 @@ async def create_api_key(
     """
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
     async with _making:  # a key is looked up and remembered before another request can bring the same one
-        before = repeats.find(idempotency_key, fingerprint) if idempotency_key else None
+        before = repeats.find(caller.name, idempotency_key, fingerprint) if idempotency_key else None
         made = NewApiKey(**json.loads(before)) if before else await run_in_threadpool(_make, database, body)
         if idempotency_key:
-            repeats.remember(idempotency_key, fingerprint, json.dumps(asdict(made)))
+            repeats.remember(caller.name, idempotency_key, fingerprint, json.dumps(asdict(made)))
     await run_in_threadpool(ring.refresh)
     response.headers["Cache-Control"] = "no-store"
     response.headers["Location"] = f"{API_PREFIX}/api-keys/{made.id}"

@@ -24,7 +24,7 @@ SCHEME = "apiKey"
 
 METRICS_PATH = "/metrics"
 
-_METRICS_READER = Caller("metrics_token", ADMIN)  # on that path alone
+_METRICS_READER = Caller.of("metrics_token", ADMIN)  # on that path alone
 _HEADER = b"authorization"
 
 

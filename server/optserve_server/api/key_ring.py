@@ -10,10 +10,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from optserve.wire import problems
-from optserve.wire.api_keys import ADMIN
+from optserve.wire.api_keys import ADMIN, ANONYMOUS
 from optserve_server.api.problems import Problem
 from optserve_server.registry import api_keys
-from optserve_server.registry.aliases import ANONYMOUS
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import ApiKey
 
@@ -38,9 +37,16 @@ class Caller:
     name: str
     """The key's, or `anonymous`."""
     scope: str
+    owners: frozenset[str]
+    """Whose sessions and runs are there for the caller: its own, and for an admin those of `anonymous` too."""
+
+    @classmethod
+    def of(cls, name: str, scope: str) -> "Caller":
+        """The holder of a key of this name and scope."""
+        return cls(name, scope, frozenset({name, ANONYMOUS} if scope == ADMIN else {name}))
 
 
-ANYBODY = Caller(ANONYMOUS, ADMIN)
+ANYBODY = Caller.of(ANONYMOUS, ADMIN)
 """Whoever calls a server without keys may do everything."""
 
 
@@ -151,4 +157,4 @@ class KeyRing:
 
 
 def _held(row: ApiKey) -> _Held:
-    return _Held(row.id, Caller(row.name, row.scope), row.expires_at, row.revoked_at)
+    return _Held(row.id, Caller.of(row.name, row.scope), row.expires_at, row.revoked_at)

@@ -21,7 +21,7 @@ from optserve.wire.bodies import (
 )
 from optserve.wire.differences import VersionDiff
 from optserve.wire.gradients import OCTET_STREAM, SAFETENSORS
-from optserve_server.api.authorisation import RequiresAdmin
+from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
 from optserve_server.api.bodies import JsonRoute, read_body
 from optserve_server.api.dependencies import (
     Cursor,
@@ -175,6 +175,7 @@ async def import_version(
     name: Name,
     request: Request,
     response: Response,
+    caller: UsesCaller,
     database: UsesDatabase,
     settings: UsesSettings,
     keys: Annotated[IdempotencyKeys, Depends(idempotency_keys("versions"))],
@@ -189,10 +190,10 @@ async def import_version(
     data = await read_body(request, min(settings.max_body_bytes, MAX_WEIGHTS_BYTES))
     fingerprint = hashlib.sha256(f"{name}\n".encode() + data).hexdigest()
     async with _importing:  # a key is looked up and remembered before another import can bring the same one
-        replayed = idempotency_key is not None and keys.find(idempotency_key, fingerprint) is not None
+        replayed = idempotency_key is not None and keys.find(caller.name, idempotency_key, fingerprint) is not None
         info, created = await run_in_threadpool(_import, database, name, data)
         if idempotency_key is not None:
-            keys.remember(idempotency_key, fingerprint, str(info.version))
+            keys.remember(caller.name, idempotency_key, fingerprint, str(info.version))
     response.status_code = status.HTTP_201_CREATED if created or replayed else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PREFIX}/optimizers/{name}/versions/{info.version}"
     return info

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response, status
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.bodies import OptimizerReference, Page, Parameter, SessionInfo, SessionPatch, SessionRequest
 from optserve.wire.gradients import STORAGE
+from optserve_server.api.authorisation import UsesCaller
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesSettings, UsesStore, UsesVersions
 from optserve_server.api.problems import responses
@@ -44,6 +45,7 @@ async def create_session(
     body: SessionRequest,
     request: Request,
     response: Response,
+    caller: UsesCaller,
     store: UsesStore,
     versions: UsesVersions,
     settings: UsesSettings,
@@ -51,9 +53,9 @@ async def create_session(
 ) -> SessionInfo:
     """Start a training loop's hidden state at h_0 = 0, under an optimizer version that it keeps for ever."""
     fingerprint = hashlib.sha256(await request.body()).hexdigest() if idempotency_key else ""
-    session = store.find_created(idempotency_key, fingerprint) if idempotency_key else None
+    session = store.find_created(caller.name, idempotency_key, fingerprint) if idempotency_key else None
     if session is None:
-        plan = Plan(body.dtype, body.hyperparameters, body.horizon, body.label, body.ttl_seconds)
+        plan = Plan(body.dtype, body.hyperparameters, body.horizon, body.label, body.ttl_seconds, caller.name)
         plan.check()
         room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
         layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
@@ -64,10 +66,12 @@ async def create_session(
 
 
 @router.get("", summary="List the sessions", responses=responses())
-async def list_sessions(store: UsesStore, limit: Limit = 100, cursor: Cursor = None) -> Page[SessionInfo]:
-    """The sessions that live, in the order of their creation; a page is shorter if they have many parameters."""
+async def list_sessions(
+    caller: UsesCaller, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
+) -> Page[SessionInfo]:
+    """The caller's living sessions in the order of their creation; a page is shorter if they have many parameters."""
     number = _read_cursor(cursor)
-    found = store.after(number, limit + 1)
+    found = store.after(number, limit + 1, caller.owners)
     page = found[: _fitting(found[:limit])]
     return Page([describe(session) for session in page], str(page[-1].number) if len(found) > len(page) else None)
 
@@ -77,9 +81,9 @@ async def list_sessions(store: UsesStore, limit: Limit = 100, cursor: Cursor = N
     summary="Describe a session",
     responses=responses(problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED),
 )
-async def get_session(session_id: SessionId, store: UsesStore) -> SessionInfo:
+async def get_session(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> SessionInfo:
     """One session as it is now."""
-    return describe(store.get(session_id))
+    return describe(store.get(session_id, caller.owners))
 
 
 @router.patch(
@@ -94,9 +98,11 @@ async def get_session(session_id: SessionId, store: UsesStore) -> SessionInfo:
         problems.HYPERPARAMETERS_INVALID,
     ),
 )
-async def update_session(session_id: SessionId, body: SessionPatch, store: UsesStore) -> SessionInfo:
+async def update_session(
+    session_id: SessionId, body: SessionPatch, caller: UsesCaller, store: UsesStore
+) -> SessionInfo:
     """Change hyperparameters, the label or the time to live between two steps; all of it or nothing."""
-    session = store.get(session_id)
+    session = store.get(session_id, caller.owners)
     await update(store.turns, session, body.hyperparameters, body.label, body.ttl_seconds)
     return describe(session)
 
@@ -107,9 +113,9 @@ async def update_session(session_id: SessionId, body: SessionPatch, store: UsesS
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED),
 )
-async def delete_session(session_id: SessionId, store: UsesStore) -> None:
+async def delete_session(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> None:
     """Delete a session with its hidden state and checkpoints."""
-    await store.delete(session_id)
+    await store.delete(session_id, caller.owners)
 
 
 def describe(session: Session) -> SessionInfo:

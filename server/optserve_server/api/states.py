@@ -11,8 +11,10 @@ from optserve.wire import problems
 from optserve.wire.bodies import CheckpointInfo, Digest, Page, RestoreRequest, SessionInfo
 from optserve.wire.gradients import JSON, SAFETENSORS, STORAGE
 from optserve_server.api import documents, forms, json_form
+from optserve_server.api.authorisation import UsesCaller
 from optserve_server.api.bodies import JsonRoute, PlainRoute, read_body, receive
 from optserve_server.api.dependencies import Cursor, Limit, UsesStore
+from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import Problem, responses
 from optserve_server.api.sessions import SessionId, describe
 from optserve_server.api.targets import Target
@@ -36,18 +38,18 @@ _METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names 
     summary="Save a checkpoint",
     responses=responses(*_GONE, problems.STATE_TOO_LARGE),
 )
-async def save_checkpoint(session_id: SessionId, name: str, store: UsesStore) -> CheckpointInfo:
+async def save_checkpoint(session_id: SessionId, name: str, caller: UsesCaller, store: UsesStore) -> CheckpointInfo:
     """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
-    session = store.get(session_id)
+    session = store.get(session_id, caller.owners)
     return _checkpoint_info(await store.turns.run(session, lambda awake: awake.save(name)))
 
 
 @router.get("/checkpoints", summary="List the checkpoints", responses=responses(*_GONE))
 async def list_checkpoints(
-    session_id: SessionId, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
+    session_id: SessionId, caller: UsesCaller, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[CheckpointInfo]:
     """The session's checkpoints, in the order of their names."""
-    session = store.get(session_id)
+    session = store.get(session_id, caller.owners)
     kept = await store.turns.run(session, lambda awake: list(awake.checkpoints))
     found = sorted(kept, key=lambda checkpoint: checkpoint.name)
     rest = [checkpoint for checkpoint in found if checkpoint.name > (cursor or "")]
@@ -67,17 +69,19 @@ async def list_checkpoints(
         problems.STATE_TOO_LARGE,
     ),
 )
-async def restore_checkpoint(session_id: SessionId, body: RestoreRequest, store: UsesStore) -> SessionInfo:
+async def restore_checkpoint(
+    session_id: SessionId, body: RestoreRequest, caller: UsesCaller, store: UsesStore
+) -> SessionInfo:
     """Go back to a checkpoint; `next_step` goes back too."""
-    session = store.get(session_id)
+    session = store.get(session_id, caller.owners)
     await go_elsewhere(store.turns, session, lambda awake: awake.restore(body.checkpoint))
     return describe(session)
 
 
 @router.get("/digest", summary="Digest of the hidden state", responses=responses(*_GONE))
-async def get_digest(session_id: SessionId, store: UsesStore) -> Digest:
+async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> Digest:
     """The SHA-256 of what `GET …/state` answers: equal digests prove equal hidden states."""
-    session = store.get(session_id)
+    session = store.get(session_id, caller.owners)
     return await store.turns.run(session, lambda awake: Digest(awake.next_step, state.digest(awake)))
 
 
@@ -154,7 +158,8 @@ def _longest_state(awake: Awake) -> int:
 
 def _session(request: Request) -> tuple[SessionStore, Session]:
     store: SessionStore = request.app.state.store
-    return store, store.get(request.path_params["session_id"])
+    caller: Caller = request.state.caller
+    return store, store.get(request.path_params["session_id"], caller.owners)
 
 
 def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:

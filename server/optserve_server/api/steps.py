@@ -14,6 +14,7 @@ from optserve_server import metrics
 from optserve_server.api import forms, json_form
 from optserve_server.api.bodies import PlainRoute, receive
 from optserve_server.api.documents import STEP
+from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import responses
 from optserve_server.api.targets import Target
 from optserve_server.naming import nearest, shown
@@ -52,7 +53,8 @@ async def take_step(request: Request) -> Response:
     `step` must be the session's `next_step`. The last step sent again with the same gradients gets the same reply.
     """
     store: SessionStore = request.app.state.store
-    session = store.get(request.path_params["session_id"])
+    caller: Caller = request.state.caller
+    session = store.get(request.path_params["session_id"], caller.owners)
     number = _step_number(request.path_params["step"])
     form = forms.media_type(request.headers.get("content-type", ""))
     loss, skip = _read_query(request.scope["query_string"])

@@ -19,9 +19,6 @@ from optserve_server.registry.references import CHAMPION
 SERVER = "server"
 """Who moves the aliases that no person moves."""
 
-ANONYMOUS = "anonymous"
-"""Who moves an alias on a server that is open to everybody."""
-
 
 def list_aliases(db_session: Session, optimizer: Optimizer) -> Sequence[Alias]:
     """Where each of the optimizer's aliases points, in the order of their names."""

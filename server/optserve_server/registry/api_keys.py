@@ -10,9 +10,9 @@ from sqlalchemy import bindparam, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from optserve.wire.api_keys import SCOPES, ApiKeyInfo
+from optserve.wire.api_keys import ANONYMOUS, SCOPES, ApiKeyInfo
 from optserve_server.naming import nearest, shown
-from optserve_server.registry.aliases import ANONYMOUS, SERVER
+from optserve_server.registry.aliases import SERVER
 from optserve_server.registry.errors import ApiKeyExists, ApiKeyInvalid, ApiKeyNotFound
 from optserve_server.registry.models import NAME_LENGTH, ApiKey, Timestamp, now
 from optserve_server.registry.references import NEWEST_NUMBER

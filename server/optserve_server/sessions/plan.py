@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from optserve.wire.api_keys import ANONYMOUS
 from optserve.wire.gradients import DTYPES
 from optserve_server.naming import nearest, shown
 from optserve_server.optimizers import Optimizer, Phi, with_hyperparameters
@@ -26,13 +27,14 @@ class ServedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a training loop asks of its session."""
+    """What a training loop asks of its session, and whose it is."""
 
     dtype: str = "float32"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     horizon: int | None = None
     label: str = ""
     ttl_seconds: float = 86400.0
+    owner: str = ANONYMOUS
 
     def check(self) -> None:
         """Check everything but the hyperparameters, which only the optimizer knows.

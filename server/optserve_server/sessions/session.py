@@ -26,6 +26,7 @@ class Session:
         self.dtype = plan.dtype
         self.horizon = plan.horizon
         self.label = plan.label
+        self.owner = plan.owner
         self.created_at = datetime.now(UTC)
         self.turn = asyncio.Lock()
         self.next_step = 0

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections import OrderedDict
+from collections.abc import Set
 
 from optserve_server.sessions.errors import SessionExpired, SessionNotFound
 from optserve_server.sessions.idempotency import IdempotencyKeys
@@ -27,7 +28,7 @@ class SessionStore:
         self.turns = Turns()
         self._sessions: dict[str, Session] = {}  # in the order of their creation
         self._numbers = itertools.count(1)
-        self._tombstones: OrderedDict[str, str] = OrderedDict()  # id → when it expired
+        self._tombstones: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → its owner, and when it expired
         self._keys = IdempotencyKeys()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -52,7 +53,7 @@ class SessionStore:
             if count % _SWEEP_GROUP == 0:
                 await asyncio.sleep(0)
             if session.overdue and session.id in self._sessions:
-                self._tombstones[session.id] = rfc3339(session.expires_at)
+                self._tombstones[session.id] = session.owner, rfc3339(session.expires_at)
                 if len(self._tombstones) > MAX_TOMBSTONES:
                     self._tombstones.popitem(last=False)
                 await self._remove(session, expired=True)
@@ -64,15 +65,15 @@ class SessionStore:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    def find_created(self, key: str, fingerprint: str) -> Session | None:
-        """The session that an earlier request under this idempotency key created.
+    def find_created(self, owner: str, key: str, fingerprint: str) -> Session | None:
+        """The session that an earlier request of this owner under this idempotency key created.
 
         Raises:
             IdempotencyConflict: the key came with another request.
             SessionNotFound, SessionExpired: that session is gone.
         """
-        created = self._keys.find(key, fingerprint)
-        return None if created is None else self.get(created)
+        created = self._keys.find(owner, key, fingerprint)
+        return None if created is None else self.get(created, {owner})
 
     def create(
         self, version: ServedVersion, layout: Layout, plan: Plan, key: str | None = None, fingerprint: str = ""
@@ -85,7 +86,7 @@ class SessionStore:
             StateTooLarge: there is no room for its hidden state.
             IdempotencyConflict: the key came with another request.
         """
-        if key is not None and (created := self.find_created(key, fingerprint)) is not None:
+        if key is not None and (created := self.find_created(plan.owner, key, fingerprint)) is not None:
             return created
         plan.check()
         awake = self.waking.begin(version, layout, plan)
@@ -93,11 +94,11 @@ class SessionStore:
         session.hold(awake)
         self._sessions[session.id] = session
         if key is not None:
-            self._keys.remember(key, fingerprint, session.id)
+            self._keys.remember(plan.owner, key, fingerprint, session.id)
         return session
 
-    def get(self, session_id: str) -> Session:
-        """The session of that id.
+    def get(self, session_id: str, owners: Set[str]) -> Session:
+        """The session of that id; those of others than these owners are not there.
 
         Raises:
             SessionNotFound: there is none.
@@ -105,25 +106,28 @@ class SessionStore:
         """
         session = self._sessions.get(session_id)
         if session is None:
-            if session_id in self._tombstones:
-                raise SessionExpired(session_id, self._tombstones[session_id])
+            owner, expired_at = self._tombstones.get(session_id, (None, ""))
+            if owner in owners:
+                raise SessionExpired(session_id, expired_at)
+            raise SessionNotFound(session_id)
+        if session.owner not in owners:
             raise SessionNotFound(session_id)
         if session.overdue:
             raise SessionExpired(session_id, rfc3339(session.expires_at))
         return session
 
-    def after(self, number: int, limit: int) -> list[Session]:
-        """At most `limit` sessions that were created after the one with this number, the oldest first."""
-        living = (one for one in self._sessions.values() if one.number > number and not one.overdue)
-        return list(itertools.islice(living, limit))
+    def after(self, number: int, limit: int, owners: Set[str]) -> list[Session]:
+        """At most `limit` sessions of these owners, created after the one with this number, the oldest first."""
+        later = (one for one in self._sessions.values() if one.number > number and one.owner in owners)
+        return list(itertools.islice((one for one in later if not one.overdue), limit))
 
-    async def delete(self, session_id: str) -> None:
-        """Delete a session, once the work in hand on it is done.
+    async def delete(self, session_id: str, owners: Set[str]) -> None:
+        """Delete a session of these owners, once the work in hand on it is done.
 
         Raises:
             SessionNotFound, SessionExpired: there is none.
         """
-        await self._remove(self.get(session_id), expired=False)
+        await self._remove(self.get(session_id, owners), expired=False)
 
     async def _remove(self, session: Session, *, expired: bool) -> None:
         del self._sessions[session.id]
