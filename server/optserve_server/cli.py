@@ -2,7 +2,7 @@
 
 import typer
 
-from optserve_server.commands import db, keys
+from optserve_server.commands import db, keys, sessions
 from optserve_server.commands.demo import demo
 from optserve_server.commands.evaluate import evaluate
 from optserve_server.commands.metatrain import metatrain
@@ -16,3 +16,4 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
     app.add_typer(db.app)
     app.add_typer(keys.app)
+    app.add_typer(sessions.app)

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'optserve.db'}"
 
     @property
+    def sessions(self) -> Path:
+        """The directory of the sessions."""
+        return self.data_dir / "sessions"
+
+    @property
     def may_be_open(self) -> bool:
         """Whether a server without API keys may serve everybody who reaches it: only on this machine, unless told."""
         return self.insecure or self.uds is not None or _is_loopback(self.host)

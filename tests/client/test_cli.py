@@ -40,6 +40,18 @@ def test_help_teaches_the_commands(run):
     assert "NAME@ALIAS" in ok(run("optimizers", "promote", "--help"))
 
 
+def test_sessions(run, client):
+    with client.sessions.create("adam", {"w": (2, 3)}, label="a loop of mine") as session:
+        session.step({"w": [[0.0] * 3] * 2})
+        text = ok(run("sessions", "list"))
+        (listed,) = [one for one in json.loads(ok(run("sessions", "list", "--json"))) if one["id"] == session.id]
+    assert (listed["next_step"], listed["coordinates"]) == (1, 6)
+    (row,) = [line for line in text.splitlines() if line.startswith(session.id)]
+    assert row.split()[1:4] == ["adam@1", "1", "6"]
+    assert "a loop of mine" in row
+    assert "verify" in ok(run("sessions", "--help"))
+
+
 def test_list(run, client):
     text = ok(run("optimizers", "list"))
     listed = json.loads(ok(run("optimizers", "list", "--json")))

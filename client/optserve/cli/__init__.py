@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from optserve.cli import evaluations, optimizers, runs, tasks
+from optserve.cli import evaluations, optimizers, runs, sessions, tasks
 from optserve.errors import OptserveError
 
 ENTRY_POINTS = "optserve.commands"
@@ -28,6 +28,7 @@ def build() -> typer.Typer:
         epilog="`optserve serve` starts a server; every other command finds it by `--url` or OPTSERVE_URL.",
     )
     app.callback()(_options)
+    app.add_typer(sessions.app)
     app.add_typer(optimizers.app)
     app.add_typer(tasks.app)
     app.add_typer(runs.app)

@@ -44,7 +44,7 @@ class SessionDirectory:
 
     def sessions(self) -> list[str]:
         """The identifiers of all sessions, sorted."""
-        return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir() and "." not in entry.name)
+        return session_names(self.path)
 
     def place(self, session: str) -> Path:
         """Where that session's files are."""
@@ -76,6 +76,15 @@ class SessionDirectory:
         self.place(session).rename(removed)
         sync_directory(self.path)
         shutil.rmtree(removed)
+
+
+def session_names(path: Path) -> list[str]:
+    """The identifiers of all sessions in a directory, sorted, whether or not a server has it.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and "." not in entry.name)
 
 
 def read_description(place: Path) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""`optserve sessions verify`, as it is typed."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from tests.sessions.storage.conftest import generation, record
+
+from optserve.cli import main
+from optserve_server.sessions.storage import verification
+from optserve_server.sessions.storage.directory import SessionDirectory
+from optserve_server.sessions.storage.journal import Journal
+from optserve_server.sessions.storage.lineage import journal_path
+
+SESSION = "5e55"  # the one that the storage's records are of
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs `optserve sessions …` in an empty directory: its exit code, and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0)
+    for name, value in {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optserve", "sessions", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
+
+    return run
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """The journal of a session with two steps; the directory is in a server's hands."""
+    directory = SessionDirectory(tmp_path / "data" / "sessions")
+    journal = Journal.begin(journal_path(directory.create(SESSION, {}), 1), generation())
+    journal.append(record(0))
+    journal.append(record(1))
+    journal.close()
+    yield journal.path
+    directory.close()
+
+
+def test_sound_sessions(run, journal):
+    result = run("verify", "--data-dir", "data")
+    assert (result.code, result.stderr) == (0, "")
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith(SESSION)]
+    assert row[1:5] == ["2", "0", "1", "0"]  # the next step, the oldest one, generations, checkpoints
+    assert int(row[5]) > journal.stat().st_size
+    assert row[6] == "sound"
+    assert result.stdout.rstrip().endswith("0 of 1 sessions are damaged")
+    (told,) = json.loads(run("verify", SESSION, "--data-dir", "data", "--json").stdout)
+    assert (told["session"], told["next_step"], told["damage"]) == (SESSION, 2, [])
+
+
+def test_damage_is_told_with_what_to_do_and_exit_code_1(run, journal):
+    octets = bytearray(journal.read_bytes())
+    octets[-20] ^= 1
+    journal.write_bytes(octets)
+    result = run("verify", "--data-dir", "data")
+    assert result.code == 1
+    assert "DAMAGED" in result.stdout
+    assert f"{SESSION}/00000001.journal: at byte " in result.stdout
+    assert f'go back to that step or an earlier one: POST /v1/sessions/{SESSION}/restore {{"step": 1}}' in result.stdout
+    assert "1 of 1 sessions is damaged" in result.stdout
+    printed = run("verify", "--data-dir", "data", "--json")
+    assert printed.code == 1
+    assert [damage["file"] for damage in json.loads(printed.stdout)[0]["damage"]] == ["00000001.journal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("verify", "5e56", "--data-dir", "data"), f"there is no session '5e56' (did you mean '{SESSION}'?)"),
+        (("verify", "--data-dir", "dat"), "no sessions at dat/sessions"),
+    ],
+)
+def test_errors_are_one_line(run, journal, tmp_path, arguments, words):
+    result = run(*arguments)
+    assert (result.code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert not (tmp_path / "dat").exists()
