@@ -101,6 +101,16 @@ def test_a_bad_setting_is_named(run, tmp_path, file, words):
     assert "Traceback" not in result.stderr
 
 
+def test_a_misspelt_variable_of_the_environment_is_named_and_those_of_clients_are_not(run):
+    for command in (["serve", "--host", "192.0.2.1"], ["worker"]):
+        result = run(*command, OPTSERVE_MAX_BODY_BYTE="1MiB", OPTSERVE_URL="http://[::1]", OPTSERVE_API_KEY="k")
+        assert result.returncode == 2
+        assert "OPTSERVE_MAX_BODY_BYTE, which is no setting" in result.stderr
+        assert "did you mean 'OPTSERVE_MAX_BODY_BYTES'" in result.stderr
+    known = run("serve", "--host", "192.0.2.1", OPTSERVE_URL="http://[::1]", OPTSERVE_API_KEY="k", optserve_port="1")
+    assert "--insecure" in known.stderr
+
+
 def test_options_go_before_the_environment_and_that_before_the_file(run, tmp_path):
     (tmp_path / "optserve.toml").write_text("host = '192.0.2.1'\n")
     assert "192.0.2.1" in run("serve").stderr

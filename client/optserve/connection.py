@@ -18,6 +18,9 @@ from optserve.exchange import ConnectionLost, Request, Response
 from optserve.retries import Retries
 from optserve.wire import API_PREFIX
 
+URL_VARIABLE, API_KEY_VARIABLE = "OPTSERVE_URL", "OPTSERVE_API_KEY"
+"""Of the environment: what a client takes that is told no other."""
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _CHUNK = 1 << 18  # bytes; httpx copies what it could not send at once, so a large body goes out in pieces
@@ -77,8 +80,8 @@ class Options:
             AddressInvalid: `url` is no address.
             Unauthorized: `api_key` cannot be one.
         """
-        url = url or os.environ.get("OPTSERVE_URL") or DEFAULT_URL
-        api_key = api_key or os.environ.get("OPTSERVE_API_KEY") or None
+        url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        api_key = api_key or os.environ.get(API_KEY_VARIABLE) or None
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise Unauthorized("the API key has characters other than printable ASCII; was it copied whole, and alone?")
         return cls(Address.parse(url), api_key, timeout, retries)

@@ -39,6 +39,7 @@ OptserveError
     ├── RecipeInvalid           422, with `path`
     ├── EvaluationInvalid       422
     ├── QuotaExceeded           429
+    ├── HeadersTooLarge         431
     ├── InternalError           500
     ├── Draining                503
     └── StateTooLarge           507
@@ -341,6 +342,12 @@ class QuotaExceeded(ProblemError):
     """A limit of this API key is reached."""
 
     problem = problems.QUOTA_EXCEEDED
+
+
+class HeadersTooLarge(ProblemError):
+    """The request's line and headers are too long: too many names in `skip`, or a proxy that adds too much."""
+
+    problem = problems.HEADERS_TOO_LARGE
 
 
 class InternalError(ProblemError):

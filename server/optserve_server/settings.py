@@ -1,12 +1,14 @@
 """What a server can be told: by command line options, `OPTSERVE_…` environment variables, or an `optserve.toml`."""
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from optserve.connection import API_KEY_VARIABLE, URL_VARIABLE
 from optserve_server.naming import nearest
 
 FILE = "optserve.toml"
@@ -88,6 +90,7 @@ def load(**options: Any) -> Settings:
     Raises:
         SettingsInvalid: names the setting.
     """
+    _require_known_variables()
     given = {name: value for name, value in options.items() if value is not None}
     try:
         return Settings(**given)
@@ -97,6 +100,16 @@ def load(**options: Any) -> Settings:
         ) from error
     except ValueError as error:  # TOML that cannot be read
         raise SettingsInvalid(f"{FILE}: {error}") from error
+
+
+def _require_known_variables() -> None:
+    # pydantic-settings passes over what it does not know, and a misspelt limit would be none.
+    known = [URL_VARIABLE, API_KEY_VARIABLE, *(ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields)]
+    for name in os.environ:
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known:
+            raise SettingsInvalid(
+                f"the environment has {name}, which is no setting{nearest(name.upper(), known)}; unset it"
+            )
 
 
 def _is_loopback(host: str) -> bool:

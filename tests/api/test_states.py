@@ -233,3 +233,23 @@ def test_a_state_with_names_that_json_escapes_fits(new_loop, gradients):
     loop.step(0, gradients(50))
     assert other.http.put(f"{other.path}/state", content=loop.state(), headers=SAFETENSORS).status_code == 200
     assert other.state() == loop.state()
+
+
+@pytest.mark.parametrize(("step", "taken"), [(2**53 - 1, True), (2**53, False)])
+def test_steps_end_where_numbers_of_json_do(new_loop, gradients, assert_problem, step, taken):
+    """A state may say that its step is the last one there is; the step behind it is refused, and so is such a state."""
+    source, target = new_loop("adam", SMALL), new_loop("adam", SMALL)
+    arrays, metadata = tensors.decode(source.state())
+    data = tensors.encode(arrays, {**metadata, "step": str(step)})
+    assert target.http.put(f"{target.path}/state", content=data, headers=SAFETENSORS).status_code == 200
+    reply = target.post(step, gradients(41).tobytes())
+    if taken:
+        assert reply.status_code == 200
+    else:
+        assert_problem(reply, f"from 0 to {2**53 - 1}", 422, "request-invalid")
+    assert target.get()["next_step"] == 2**53
+    there_again = target.http.put(f"{target.path}/state", content=target.state(), headers=SAFETENSORS)
+    assert there_again.status_code == 200
+    beyond = tensors.encode(arrays, {**metadata, "step": str(2**53 + 1)})
+    reply = target.http.put(f"{target.path}/state", content=beyond, headers=SAFETENSORS)
+    assert_problem(reply, "no step", 400, "malformed-body")

@@ -52,6 +52,7 @@ WEIGHTS_INVALID = ProblemType("weights-invalid", 422, "The weights file cannot b
 RECIPE_INVALID = ProblemType("recipe-invalid", 422, "The recipe is not valid")
 EVALUATION_INVALID = ProblemType("evaluation-invalid", 422, "The evaluation cannot be made")
 QUOTA_EXCEEDED = ProblemType("quota-exceeded", 429, "A limit of this API key is reached")
+HEADERS_TOO_LARGE = ProblemType("headers-too-large", 431, "The request's line and headers are too long")
 INTERNAL = ProblemType("internal-error", 500, "The server failed")
 DRAINING = ProblemType("draining", 503, "The server is shutting down")
 STATE_TOO_LARGE = ProblemType("state-too-large", 507, "There is no room for this hidden state")

@@ -91,10 +91,10 @@ async def read_body(request: Request, limit: int) -> bytes:
     """The whole body of a request.
 
     Raises:
-        Problem: it has more than `limit` bytes, or was cut off (and then nobody reads the reply).
+        Problem: it is compressed, has more than `limit` bytes, or was cut off (and then nobody reads the reply).
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    declared = _declared_bytes(request)
+    if declared is not None and declared > limit:
         raise _too_large(limit)
     chunks: list[bytes] = []
     received, more = 0, True
@@ -118,7 +118,7 @@ async def receive(request: Request, form: str, target: Target) -> tuple[Callable
     comes with it.
 
     Raises:
-        Problem: too long, or cut off.
+        Problem: compressed, too long, or cut off.
         Invalid: not as long as the target.
     """
     if form == OCTET_STREAM:
@@ -137,9 +137,9 @@ async def receive(request: Request, form: str, target: Target) -> tuple[Callable
 
 async def _receive_octets(request: Request, target: Target) -> None:
     expected = target.bits.nbytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) != expected:
-        raise forms.wrong_length(int(declared), target)
+    declared = _declared_bytes(request)
+    if declared is not None and declared != expected:
+        raise forms.wrong_length(declared, target)
     octets = target.bits.view(np.uint8).data
     received, more = 0, True
     while more:
@@ -154,6 +154,24 @@ async def _receive_octets(request: Request, target: Target) -> None:
         more = message.get("more_body", False)
     if received < expected:
         raise forms.wrong_length(received, target)
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """How long the body says it is, where it comes as it is: this server takes no compressed bodies.
+
+    Raises:
+        Problem: it is compressed.
+    """
+    for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
+        coding = request.headers.get(header, plain)
+        if coding.strip().lower() != plain:
+            raise Problem(
+                problems.UNSUPPORTED_MEDIA_TYPE,
+                f"The body is coded as {shown(coding)}; send it as it is, without `{header.title()}`.",
+                {"Accept-Encoding": "identity"},
+            )
+    declared = request.headers.get("content-length")
+    return None if declared is None else int(declared)
 
 
 def _too_large(limit: int) -> Problem:

@@ -77,8 +77,10 @@ class Problem(HTTPException):
     It is the framework's exception, the only one that the framework lets through while it reads a body.
     """
 
-    def __init__(self, problem: ProblemType, detail: str, **fields: Any) -> None:
-        super().__init__(problem.status, detail)
+    def __init__(
+        self, problem: ProblemType, detail: str, headers: Mapping[str, str] | None = None, **fields: Any
+    ) -> None:
+        super().__init__(problem.status, detail, headers)
         self.problem = problem
         self.fields = fields
 
@@ -116,8 +118,9 @@ def install(app: FastAPI) -> None:
 
 async def _known(request: Request, error: Exception) -> Response:
     known = cast(Problem | SessionError | RegistryError, error)
-    detail = known.detail if isinstance(known, Problem) else str(known)
-    return response(known.problem, detail, None, **known.fields)
+    if isinstance(known, Problem):
+        return response(known.problem, known.detail, known.headers, **known.fields)
+    return response(known.problem, str(known), None, **known.fields)
 
 
 async def _request_invalid(request: Request, error: Exception) -> Response:

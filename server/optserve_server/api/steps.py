@@ -73,8 +73,8 @@ async def take_step(request: Request) -> Response:
 
 
 def _step_number(text: str) -> int:
-    if not _WHOLE_NUMBER.fullmatch(text) or int(text) > MAX_STEPS:
-        raise RequestInvalid(f"{shown(text)} is no step: a step is a whole number from 0 on.")
+    if not _WHOLE_NUMBER.fullmatch(text) or int(text) >= MAX_STEPS:
+        raise RequestInvalid(f"{shown(text)} is no step: steps are whole numbers from 0 to {MAX_STEPS - 1}.")
     return int(text)
 
 
