@@ -113,3 +113,17 @@ def test_a_missing_snapshot_is_noticed(tmp_path: Path) -> None:
     snapshot_path(tmp_path, 3).unlink()
     with pytest.raises(Damaged, match=r"00000003\.snapshot: it is missing"):
         lineage.route()
+
+
+def test_a_header_that_cannot_be_read_is_in_nobodys_way_who_has_a_snapshot_behind_it(tmp_path: Path) -> None:
+    lineage = begun(tmp_path)
+    path = journal_path(tmp_path, 1)
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+    with pytest.raises(Damaged, match=r"00000001\.journal"):
+        lineage.route()
+    snapshots.write(snapshot_path(tmp_path, 2), state(10))
+    assert legs(lineage) == [(2, 20), (3, None)]
+    with pytest.raises(StepNotRetained, match="10 to"):
+        lineage.route(9)
+    assert lineage.prune(0) == 10
+    assert not path.exists()

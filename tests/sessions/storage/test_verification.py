@@ -100,7 +100,7 @@ BODY = 4096 + 72  # where the first record's body is
     ("name", "position", "word", "mend"),
     [
         ("session.json", 5, "checksum", "put the file back"),
-        ("00000001.journal", BODY, "before step 0 is read", "no longer go back to steps before 10"),
+        ("00000001.journal", BODY, "before step 0 is read", "no longer go back to the steps 1 to 9"),
         ("00000001.journal", 20, "header", "no longer go back to steps before 10"),
         ("00000002.journal", BODY, "before step 10 is read", 'restore {"step": 10}'),
         ("00000003.journal", BODY, "before step 20 is read", "nothing is lost"),
@@ -117,6 +117,24 @@ def test_what_to_do_is_said(place: Path, name: str, position: int, word: str, me
     assert damage.file == name
     assert word in damage.reason
     assert mend in damage.mend
+
+
+def test_behind_a_header_that_cannot_be_read_nothing_can_be_gone_back_to(place: Path) -> None:
+    flip(place / "00000001.journal", 20)
+    assert found(place).oldest_step == 10
+    snapshot_path(place, 2).unlink()
+    assert found(place).oldest_step is None
+    assert "restore a checkpoint" in found(place).damage[0].mend
+
+
+def test_what_was_abandoned_at_a_step_may_be_damaged_from_there_on(place: Path) -> None:
+    snapshots.write(snapshot_path(place, 4), state(15))
+    path = journal_path(place, 2)
+    damage_from_15 = path.stat().st_size - 5 * 100  # records have 100 bytes
+    flip(path, damage_from_15 + 80)
+    (damage,) = found(place).damage
+    assert "before step 15 is read" in damage.reason
+    assert "nothing is lost" in damage.mend
 
 
 def test_a_snapshot_without_which_nothing_can_be_replayed(place: Path) -> None:

@@ -70,14 +70,23 @@ class Lineage:
         return self.numbers[-1]
 
     def chain(self) -> list[Generation]:
-        """The newest generation, its parent, and so on to the oldest that is still there.
+        """The newest generation, its parent, and so on to the oldest that can still be gone back to.
+
+        That is the oldest that is there, unless a header cannot be read: then the next one with a snapshot.
 
         Raises:
-            Damaged: a header is not what was written.
+            Damaged: a header is not what was written, and there is no snapshot behind it.
         """
         chain = [read_generation(journal_path(self.place, self.newest))]
         while chain[-1].parent in self.numbers:
-            chain.append(read_generation(journal_path(self.place, chain[-1].parent)))
+            try:
+                chain.append(read_generation(journal_path(self.place, chain[-1].parent)))
+            except Damaged:
+                while chain and not self._has_snapshot(chain[-1].number):
+                    chain.pop()
+                if not chain:
+                    raise
+                break
         return chain
 
     def route(self, step: int | None = None) -> Route:

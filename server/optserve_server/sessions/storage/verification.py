@@ -19,6 +19,7 @@ PAUSE_SECONDS = 0.5  # before a second look: a server takes less to make what is
 
 _CHECKPOINTS = "checkpoints/*.snapshot"
 _ANOTHER_STATE = "what is left: restore a checkpoint, or PUT a state that was kept elsewhere"
+_NOTHING_LOST = "nothing is lost: the session does not come from it any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Damage:
 class Verification:
     """What was found of one session.
 
-    The journals lead to `next_step`, and the steps from `oldest_step` on can be gone back to; both are None where no
-    journal can be read. `bytes` is what all its files have.
+    The journals lead to `next_step`, and the steps from `oldest_step` on can be gone back to as far as nothing is
+    damaged; both are None where there is no such step. `bytes` is what all its files have.
     """
 
     session: str
@@ -103,7 +104,7 @@ class _Examination:
         return Verification(
             session=self.place.name,
             next_step=chain[0].reached if chain else None,
-            oldest_step=chain[-1].generation.first_step if chain else None,
+            oldest_step=self._oldest_step(chain),
             generations=len(self._journals) + sum(number not in self._journals for number, _ in self._broken),
             checkpoints=len(checkpoints),
             bytes=_bytes_below(self.place),
@@ -171,6 +172,13 @@ class _Examination:
             number = chain[-1].generation.parent
         return chain
 
+    def _oldest_step(self, chain: list[_Journal]) -> int | None:
+        """Where the first generation begins that has something to begin with."""
+        for generation in (journal.generation for journal in reversed(chain)):
+            if generation.parent == NOTHING or generation.number in self._sound_snapshots:
+                return generation.first_step
+        return None
+
     def _require_beginning(self, chain: list[_Journal]) -> None:
         """Has the oldest generation something to begin with?"""
         if not chain:
@@ -185,12 +193,16 @@ class _Examination:
         """What can be done about a journal that cannot be read to its end."""
         numbers = [journal.generation.number for journal in chain]
         if number not in numbers and chain and number != chain[-1].generation.parent:
-            return "nothing is lost: the session does not come from it any more"
+            return _NOTHING_LOST
         younger = numbers[: numbers.index(number)] if number in numbers else numbers
         shortcut = next((one for one in reversed(younger) if one in self._sound_snapshots), None)
         if shortcut is not None:
             after = self._journals[shortcut].generation.first_step
-            return f"the session goes on, but it can no longer go back to steps before {after}"
+            if damaged.step is None:
+                return f"the session goes on, but it can no longer go back to steps before {after}"
+            if damaged.step >= after:
+                return _NOTHING_LOST
+            return f"the session goes on, but it can no longer go back to the steps {damaged.step + 1} to {after - 1}"
         if damaged.step is None:
             return _ANOTHER_STATE
         body = f'{{"step": {damaged.step}}}'
