@@ -1,4 +1,4 @@
-"""Who may call what, route by route, on a server that has keys."""
+"""Who may call what, on a server that has keys; test_matrix.py has it route by route."""
 
 import asyncio
 import time
@@ -27,12 +27,6 @@ EVERYBODYS = {"sessions", "tasks"}
 WITHIN_A_SECOND = 1.5  # a test's machine may be busy
 
 
-@pytest.fixture(scope="module")
-def operations(served):
-    paths = httpx.get(f"{served.url}/openapi.json").json()["paths"]
-    return [(method.upper(), path, operation) for path in paths for method, operation in paths[path].items()]
-
-
 def scope_of(method: str, path: str) -> str | None:
     """The scope that a route has to ask for, whatever it does ask for."""
     if path in OPEN:
@@ -48,33 +42,11 @@ def scope_of(method: str, path: str) -> str | None:
     return "client"
 
 
-def address(path: str, operation: dict) -> str:
-    """The path with something in its holes that does not exist."""
-    for one in operation.get("parameters", []):
-        if one["in"] == "path":
-            hole = "999" if one["schema"].get("type") == "integer" else "nothing"
-            path = path.replace(f"{{{one['name']}}}", hole)
-    return path
-
-
-def test_every_route_asks_for_its_key(served, operations, http):
-    for method, path, operation in operations:
-        scope = scope_of(method, path)
-        allowed = {"client": {"client", "admin"}, "admin": {"admin"}, None: {"none", *served.keys}}[scope]
-        for key in ("none", *served.keys):
-            reply = http.request(method, served.url + address(path, operation), headers=served.headers(key))
-            told = (method, path, key, reply.status_code, reply.text)
-            if key.removeprefix("other ") in allowed:
-                assert reply.status_code not in (401, 403), told
-            elif key.endswith("client"):
-                assert (reply.status_code, reply.json()["type"]) == (403, "urn:optserve:problem:forbidden"), told
-            else:
-                assert (reply.status_code, reply.json()["type"]) == (401, "urn:optserve:problem:unauthorized"), told
-                assert reply.headers["www-authenticate"] == "Bearer"
-
-
-def test_every_route_documents_the_key_it_asks_for(served, operations):
-    schemes = httpx.get(f"{served.url}/openapi.json").json()["components"]["securitySchemes"]
+def test_every_route_documents_the_key_it_asks_for(served):
+    document = httpx.get(f"{served.url}/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    paths = document["paths"]
+    operations = [(method.upper(), path, operation) for path in paths for method, operation in paths[path].items()]
     assert [(scheme["type"], scheme["scheme"]) for scheme in schemes.values()] == [("http", "bearer")]
     for method, path, operation in operations:
         scope = scope_of(method, path)

@@ -67,6 +67,17 @@ def test_an_idempotency_key_is_one_callers(served, path, body):
     assert ids[0] == ids[1] != ids[2] == ids[3]
 
 
+def test_a_revoked_key_ends_what_it_still_watches(served, tiny_recipe):
+    with served.client("admin") as admin:
+        key = {"Authorization": f"Bearer {admin.api_keys.create('watcher', 'admin').key}"}
+        path = f"{served.url}/v1/meta-training-runs"
+        run = httpx.post(path, json=tiny_recipe, headers=key).json()
+        with httpx.stream("GET", f"{path}/{run['id']}/metrics", headers={**key, "Accept": "text/event-stream"}) as told:
+            admin.api_keys.revoke("watcher")
+            assert "event: end" not in list(told.iter_lines())
+    assert told.is_closed
+
+
 def test_the_next_key_of_a_name_takes_over(served):
     """So a key is exchanged without the training loops noticing."""
     with served.client("admin") as admin:

@@ -25,6 +25,21 @@ _NESTED = {
     "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}]},
 }
 
+TENANCY = "x-optserve-tenancy"
+OWN, SHARED = "own", "shared"
+_TENANCIES = {
+    "sessions": OWN,
+    "meta-training-runs": OWN,
+    "optimizers": SHARED,
+    "tasks": SHARED,
+    "evaluations": SHARED,
+    "api-keys": SHARED,
+    "metrics": SHARED,
+}
+"""Of each resource: whether its things belong to a key, and are not there for others; or are everybody's who may call.
+
+Every operation of the document says it as `x-optserve-tenancy`."""
+
 
 def path(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """A path parameter."""
@@ -122,7 +137,10 @@ def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_security(schema: dict[str, Any]) -> None:
-    """Say of every route which key it needs: FastAPI has written it where that is one of scope `admin`."""
+    """Say of every route which key it needs, and whose things it is about.
+
+    FastAPI has written it down already where the key has to be one of scope `admin`.
+    """
     for path, methods in schema["paths"].items():
         for operation in methods.values() if path.startswith((f"{API_PREFIX}/", METRICS_PATH)) else ():
             refused = [problems.UNAUTHORIZED]
@@ -130,6 +148,7 @@ def _with_security(schema: dict[str, Any]) -> None:
                 refused.append(problems.FORBIDDEN)
             for status, reply in responses(*refused).items():
                 operation["responses"].setdefault(str(status), reply)
+            operation[TENANCY] = _TENANCIES[path.removeprefix(API_PREFIX).split("/")[1]]
 
 
 def install(app: FastAPI) -> None:

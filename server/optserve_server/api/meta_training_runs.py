@@ -11,7 +11,7 @@ from optserve.wire.bodies import Page
 from optserve.wire.gradients import JSON
 from optserve.wire.meta_training import ResumeRequest, RunInfo, RunMetrics
 from optserve_server.api import recipes
-from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
+from optserve_server.api.authorisation import RequiresAdmin, UsesCaller, UsesKeys
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import (
     Cursor,
@@ -84,21 +84,21 @@ async def create_meta_training_run(
 
 @router.get("", summary="List the meta-training runs", responses=responses())
 def list_meta_training_runs(
-    database: UsesDatabase, limit: Limit = 100, cursor: Cursor = None, run_status: Status = None
+    caller: UsesCaller, database: UsesDatabase, limit: Limit = 100, cursor: Cursor = None, run_status: Status = None
 ) -> Page[RunInfo]:
-    """Every run, the newest first."""
+    """The caller's runs, the newest first."""
     below = read_number(cursor)
     with database.session() as db_session:
-        found = runs.list_entries(db_session, limit=limit + 1, below=below, status=run_status)
+        found = runs.list_entries(db_session, limit=limit + 1, below=below, status=run_status, owners=caller.owners)
     page = found[:limit]
     return Page([describe(entry) for entry in page], str(page[-1].run.number) if len(found) > limit else None)
 
 
 @router.get("/{run_id}", summary="Describe a meta-training run", responses=responses(problems.RUN_NOT_FOUND))
-def get_meta_training_run(run_id: RunId, database: UsesDatabase) -> RunInfo:
+def get_meta_training_run(run_id: RunId, caller: UsesCaller, database: UsesDatabase) -> RunInfo:
     """One run as it is now."""
     with database.session() as db_session:
-        return describe(runs.get_entry(db_session, run_id))
+        return describe(runs.get_entry(db_session, run_id, caller.owners))
 
 
 @router.get(
@@ -114,7 +114,10 @@ def get_meta_training_run(run_id: RunId, database: UsesDatabase) -> RunInfo:
     },
 )
 def get_meta_training_metrics(
+    request: Request,
     run_id: RunId,
+    caller: UsesCaller,
+    keys: UsesKeys,
     database: UsesDatabase,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: LastEventId = 0,
@@ -123,14 +126,15 @@ def get_meta_training_metrics(
 
     With `Accept: text/event-stream`, every row is an event whose id is its outer step, those to come as they come. The
     event `end`, with the run as it is then, is the last: the run is over. A stream that was cut off goes on behind
-    `Last-Event-ID`.
+    `Last-Event-ID`. A key that is revoked or expires cuts it off.
     """
     with database.session() as db_session:
-        run = runs.get_run(db_session, run_id)
+        run = runs.get_run(db_session, run_id, caller.owners)
         if EVENT_STREAM not in accept:
             rows = runs.list_thinned_metrics(db_session, run, at_most=MAX_POINTS)
             return RunMetrics([describe_row(row) for row in rows])
-    return stream(database, run_id, after=last_event_id)
+    authorization = request.headers.get("authorization")
+    return stream(database, run_id, lambda: keys.caller(authorization).owners, after=last_event_id)
 
 
 @router.post(
@@ -139,11 +143,11 @@ def get_meta_training_metrics(
     status_code=status.HTTP_202_ACCEPTED,
     responses=responses(problems.RUN_NOT_FOUND, problems.RUN_CONFLICT),
 )
-def cancel_meta_training_run(run_id: RunId, database: UsesDatabase) -> RunInfo:
+def cancel_meta_training_run(run_id: RunId, caller: UsesCaller, database: UsesDatabase) -> RunInfo:
     """End a run: at once where it waits; where it runs, its worker ends it at its next outer step, with a version."""
     with database.session(write=True) as db_session:
-        runs.cancel_run(db_session, runs.get_run(db_session, run_id, lock=True))
-        return describe(runs.get_entry(db_session, run_id))
+        runs.cancel_run(db_session, runs.get_run(db_session, run_id, caller.owners, lock=True))
+        return describe(runs.get_entry(db_session, run_id, caller.owners))
 
 
 @router.post(
@@ -159,15 +163,17 @@ def cancel_meta_training_run(run_id: RunId, database: UsesDatabase) -> RunInfo:
         problems.RECIPE_INVALID,
     ),
 )
-def resume_meta_training_run(run_id: RunId, database: UsesDatabase, body: ResumeRequest | None = None) -> RunInfo:
+def resume_meta_training_run(
+    run_id: RunId, caller: UsesCaller, database: UsesDatabase, body: ResumeRequest | None = None
+) -> RunInfo:
     """Let a run that has failed, was cancelled or has succeeded go on from its last training checkpoint.
 
     `outer_steps` is how many it shall make in all; a run that has succeeded needs more than it had.
     """
     with recipes.naming_the_key(), database.session(write=True) as db_session:
-        run = runs.get_run(db_session, run_id, lock=True)
+        run = runs.get_run(db_session, run_id, caller.owners, lock=True)
         runs.resume_run(db_session, run, None if body is None else body.outer_steps)
-        return describe(runs.get_entry(db_session, run_id))
+        return describe(runs.get_entry(db_session, run_id, caller.owners))
 
 
 def _create(

@@ -1,7 +1,7 @@
 """What a run is and has measured, as JSON and as Server-Sent Events (WHATWG HTML, section 9.2)."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from optserve.wire.meta_training import RunInfo
+from optserve_server.api.problems import Problem
 from optserve_server.registry import leases, runs
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import MetaTrainingMetrics
@@ -21,14 +22,15 @@ _POLL_SECONDS = 0.5
 _ROWS = 500  # that are read at once
 
 
-def stream(database: Database, run_id: str, *, after: int) -> EventSourceResponse:
+def stream(database: Database, run_id: str, owners: Callable[[], Set[str]], *, after: int) -> EventSourceResponse:
     """An event for each row behind the outer step `after`, and `end` once the run is over.
 
-    A server that stops ends the stream without it; whoever watches comes back with the last id.
+    A server that stops ends the stream without it; whoever watches comes back with the last id. `owners` tells whose
+    runs the one who watches sees, and is asked again for every look at the run; it may raise a Problem.
     """
     stopping = anyio.Event()
     return EventSourceResponse(
-        _events(database, run_id, after, stopping),
+        _events(database, run_id, owners, after, stopping),
         sep="\n",
         shutdown_event=stopping,
         shutdown_grace_period=4 * _POLL_SECONDS,
@@ -68,9 +70,15 @@ def describe_row(row: MetaTrainingMetrics) -> dict[str, Any]:
     return {"outer_step": row.outer_step, "meta_loss": row.meta_loss, **held_out, **row.details}
 
 
-async def _events(database: Database, run_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+async def _events(
+    database: Database, run_id: str, owners: Callable[[], Set[str]], after: int, stopping: anyio.Event
+) -> AsyncIterator[ServerSentEvent]:
     while not stopping.is_set():
-        info, rows = await run_in_threadpool(_read, database, run_id, after)
+        try:
+            allowed = owners()
+        except Problem:  # the key is of no use any more, as whoever comes back is told
+            return
+        info, rows = await run_in_threadpool(_read, database, run_id, allowed, after)
         for row in rows:
             yield ServerSentEvent(json.dumps(row), id=str(row["outer_step"]))
         after = rows[-1]["outer_step"] if rows else after
@@ -82,9 +90,9 @@ async def _events(database: Database, run_id: str, after: int, stopping: anyio.E
         await anyio.sleep(_POLL_SECONDS)
 
 
-def _read(database: Database, run_id: str, after: int) -> tuple[RunInfo, list[dict[str, Any]]]:
+def _read(database: Database, run_id: str, owners: Set[str], after: int) -> tuple[RunInfo, list[dict[str, Any]]]:
     # The run first: where it is over, all its rows are there when they are read.
     with database.session() as db_session:
-        entry = runs.get_entry(db_session, run_id)
+        entry = runs.get_entry(db_session, run_id, owners)
         rows = runs.list_metrics_after(db_session, entry.run, after, limit=_ROWS)
     return describe(entry), [describe_row(row) for row in rows]

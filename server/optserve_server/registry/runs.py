@@ -1,14 +1,15 @@
 """Every query on meta-training runs, what they measured, and their training checkpoints.
 
 Each function takes the SQLAlchemy session of a transaction; those that write need `Database.session(write=True)`, and a
-run that was read with `lock=True` or held by its lease (`leases.hold`).
+run that was read with `lock=True` or held by its lease (`leases.hold`). Where `owners` are given, those of
+others are not there.
 
 A run's rows of metrics are those of the outer steps 1 to `outer_step`, without a gap. A worker that goes on from a
 training checkpoint makes some outer steps again; they come out the same, and those that have a row keep it.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,10 +38,15 @@ class RunEntry:
 
 
 def list_entries(
-    db_session: Session, *, limit: int, below: int | None = None, status: str | None = None
+    db_session: Session,
+    *,
+    limit: int,
+    below: int | None = None,
+    status: str | None = None,
+    owners: Set[str] | None = None,
 ) -> list[RunEntry]:
     """At most `limit` runs, the newest first: those with a number `below` the given one, in this `status`."""
-    query = _entries().order_by(MetaTrainingRun.number.desc()).limit(limit)
+    query = _owned(_entries(), owners).order_by(MetaTrainingRun.number.desc()).limit(limit)
     if below is not None:
         query = query.where(MetaTrainingRun.number < below)
     if status is not None:
@@ -48,28 +54,28 @@ def list_entries(
     return _with_versions(db_session, query)
 
 
-def get_entry(db_session: Session, run_id: str) -> RunEntry:
+def get_entry(db_session: Session, run_id: str, owners: Set[str] | None = None) -> RunEntry:
     """One run, as a list tells of it.
 
     Raises:
         RunNotFound: there is none of that id.
     """
     _require_id(run_id)
-    found = _with_versions(db_session, _entries().where(MetaTrainingRun.id == run_id))
+    found = _with_versions(db_session, _owned(_entries(), owners).where(MetaTrainingRun.id == run_id))
     if not found:
         raise RunNotFound(run_id)
     return found[0]
 
 
-def get_run(db_session: Session, run_id: str, *, lock: bool = False) -> MetaTrainingRun:
+def get_run(db_session: Session, run_id: str, owners: Set[str] | None = None, *, lock: bool = False) -> MetaTrainingRun:
     """One run; with `lock`, nobody else writes to it until the transaction ends.
 
     Raises:
         RunNotFound: there is none of that id.
     """
     _require_id(run_id)
-    query = select(MetaTrainingRun).where(MetaTrainingRun.id == run_id)
-    run = db_session.scalar(query.with_for_update() if lock else query)
+    query = _owned(select(MetaTrainingRun), owners).where(MetaTrainingRun.id == run_id)
+    run: MetaTrainingRun | None = db_session.scalar(query.with_for_update() if lock else query)
     if run is None:
         raise RunNotFound(run_id)
     return run
@@ -228,6 +234,10 @@ def _entries() -> Select[Any]:
         .scalar_subquery()
     )
     return select(MetaTrainingRun, MetaTrainingMetrics.meta_loss, held_out).outerjoin(MetaTrainingMetrics, last)
+
+
+def _owned(query: Select[Any], owners: Set[str] | None) -> Select[Any]:
+    return query if owners is None else query.where(MetaTrainingRun.owner.in_(sorted(owners)))
 
 
 def _with_versions(db_session: Session, query: Select[Any]) -> list[RunEntry]:

@@ -1,0 +1,177 @@
+"""Every route × every kind of key, from the OpenAPI document alone, so that a new route is in it or fails.
+
+A route's rule is what its document says: `security`, the scope that it asks for, and `x-optserve-tenancy`, whether the
+things at that address belong to the key that made them.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+NO_KEYS = ("none", "unknown", "revoked", "expired")
+CLIENTS, ADMINS = ("client", "other client"), ("admin", "other admin")
+OWNERS = {"session_id": {"client": "client", "admin": "admin"}, "run_id": {"admin": "admin"}}
+"""Of each hole for a thing that belongs to a key: by scope, whose thing it is filled with."""
+SHARED_HOLES = {"name": "adam", "number": "1", "alias": "nothing", "evaluation_id": "nothing", "id_or_name": "nothing"}
+IN_OWN = {"step": "0", "name": "nothing"}
+"""Holes behind those."""
+NEVER = {"session_id": "0" * 32, "run_id": "0" * 16}
+SLUGS = {"session_id": "session-not-found", "run_id": "run-not-found"}
+
+
+@dataclass(frozen=True)
+class Route:
+    method: str
+    path: str
+    operation: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def scope(self) -> str | None:
+        security = self.operation.get("security")
+        return None if security is None else next(iter(security[0].values()))[0]
+
+    @property
+    def hole(self) -> str | None:
+        """The one for a thing that belongs to a key."""
+        return next((name for name in OWNERS if f"{{{name}}}" in self.path), None)
+
+    def allows(self, key: str) -> bool:
+        return self.scope is None or key in ADMINS or (self.scope == "client" and key in CLIENTS)
+
+
+@pytest.fixture(scope="module")
+def document(served) -> dict[str, Any]:
+    return httpx.get(f"{served.url}/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def routes(document) -> list[Route]:
+    return [
+        Route(method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def call(served, document):
+    """Sends a request of a route with a body that its document allows, in the name of a key."""
+    with httpx.Client(base_url=served.url, timeout=60) as http:
+
+        def send(route: Route, key: str, **holes: str) -> httpx.Response:
+            path = re.sub(r"\{(\w+)\}", lambda hole: holes[hole[1]], route.path)
+            media_type, body = next(iter(route.operation.get("requestBody", {}).get("content", {}).items()), (None, {}))
+            headers = served.headers(key) | ({"Content-Type": media_type} if media_type else {})
+            if media_type != "application/json":
+                return http.request(route.method, path, headers=headers, content=b"")
+            return http.request(route.method, path, headers=headers, json=smallest(body["schema"], document))
+
+        yield send
+
+
+def smallest(schema: dict[str, Any], document: dict[str, Any]) -> Any:
+    """The smallest thing that a JSON schema allows."""
+    if "$ref" in schema:
+        return smallest(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return smallest(schema[choice][0], document)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object":
+        return {name: smallest(schema["properties"][name], document) for name in schema.get("required", ())}
+    return {"string": "x", "integer": 1, "number": 1, "boolean": True, "array": [], None: {}}[schema.get("type")]
+
+
+def made(served, hole: str, key: str, tiny_recipe: dict[str, Any]) -> str:
+    """Something new of this key's."""
+    path, body = {
+        "session_id": ("sessions", {"optimizer": "adam", "parameters": [{"name": "w", "shape": [1]}]}),
+        "run_id": ("meta-training-runs", tiny_recipe),
+    }[hole]
+    reply = httpx.post(f"{served.url}/v1/{path}", json=body, headers=served.headers(key))
+    assert reply.is_success, reply.text
+    return str(reply.json()["id"])
+
+
+def refusal(reply: httpx.Response) -> tuple[int, str]:
+    return reply.status_code, reply.json()["type"].removeprefix("urn:optserve:problem:")
+
+
+def test_every_route_has_a_rule(routes):
+    for route in routes:
+        assert route.scope in ("client", "admin", None), route
+        assert (route.scope is None) == (route.path in ("/healthz", "/readyz")), route
+        assert route.scope is None or route.operation["x-optserve-tenancy"] in ("own", "shared"), route
+        if route.hole:
+            assert route.operation["x-optserve-tenancy"] == "own", route
+
+
+def test_without_a_valid_key_nothing_is_served_but_probes(routes, call):
+    holes = SHARED_HOLES | IN_OWN | NEVER
+    for route in routes:
+        for key in NO_KEYS:
+            reply = call(route, key, **holes)
+            if route.scope is None:
+                assert reply.is_success, route
+            else:
+                assert refusal(reply) == (401, "unauthorized"), (str(route), key)
+                assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_client_calls_what_is_for_clients_and_an_admin_everything(routes, call):
+    holes = SHARED_HOLES | IN_OWN | NEVER
+    for route in routes:
+        for key in (*CLIENTS, *ADMINS):
+            reply = call(route, key, **holes)
+            if route.allows(key):
+                assert reply.status_code not in (401, 403), (str(route), key)
+            else:
+                assert refusal(reply) == (403, "forbidden"), (str(route), key)
+
+
+def test_what_belongs_to_a_key_is_not_there_for_others(routes, call, served, tiny_recipe):
+    """Nor can it be told from what never was: the reply is the same but for the id."""
+    holes = SHARED_HOLES | IN_OWN
+    walked = set()
+    for route in (route for route in routes if route.hole):
+        for owner in OWNERS[route.hole].values():
+            thing = made(served, route.hole, owner, tiny_recipe)
+            never = NEVER[route.hole]
+            for key in {*CLIENTS, *ADMINS} - {owner}:
+                if not route.allows(key):
+                    continue
+                reply = call(route, key, **{**holes, route.hole: thing})
+                assert refusal(reply) == (404, SLUGS[route.hole]), (str(route), key, reply.text)
+                of_none = call(route, key, **{**holes, route.hole: never})
+                assert reply.text.replace(thing, never) == of_none.text, (str(route), key)
+                walked.add((route.method, route.path, owner, key))
+            reply = call(route, owner, **{**holes, route.hole: thing})
+            assert reply.status_code not in (401, 403), (str(route), owner)
+            assert SLUGS[route.hole] not in reply.text, (str(route), owner)
+    assert len(walked) > 60
+
+
+def test_lists_of_what_belongs_to_a_key_show_its_own(routes, call, served, tiny_recipe):
+    lists = [
+        route
+        for route in routes
+        if route.operation.get("x-optserve-tenancy") == "own" and route.method == "GET" and "{" not in route.path
+    ]
+    own = {hole: {made(served, hole, owner, tiny_recipe) for owner in OWNERS[hole].values()} for hole in OWNERS}
+    assert {route.path for route in lists} == {"/v1/sessions", "/v1/meta-training-runs"}
+    for route in lists:
+        made_there = own["session_id" if "sessions" in route.path else "run_id"]
+        seen = {}
+        for key in (*CLIENTS, *ADMINS):
+            if route.allows(key):
+                seen[key] = {item["id"] for item in call(route, key).json()["items"]}
+        assert not made_there & (seen.get("other client", set()) | seen["other admin"])
+        assert set.union(*seen.values()) >= made_there
+        assert not set.intersection(*seen.values())
