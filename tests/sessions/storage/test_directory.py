@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.sessions.storage.conftest import generation
+from tests.sessions.storage.test_journal import files_at_most
 
 from optserve_server.sessions.storage.directory import SessionDirectory, read_description, remove_unfinished
 from optserve_server.sessions.storage.errors import Damaged, DirectoryInUse
@@ -15,8 +17,8 @@ DESCRIPTION = {"label": "größer", "parameters": [["w", [2, 3]]], "horizon": No
 
 def test_a_session_is_described_until_it_is_removed(tmp_path: Path) -> None:
     directory = SessionDirectory(tmp_path / "sessions")
-    directory.create("b", DESCRIPTION)
-    directory.create("a", DESCRIPTION)
+    directory.create("b", DESCRIPTION, generation())
+    directory.create("a", DESCRIPTION, generation())
     assert directory.sessions() == ["a", "b"]
     assert read_description(directory.place("b")) == DESCRIPTION
     directory.remove("b")
@@ -36,16 +38,25 @@ def test_another_process_cannot_have_the_directory(tmp_path: Path) -> None:
     SessionDirectory(tmp_path).close()
 
 
-def test_a_session_whose_removal_was_cut_off_is_gone(tmp_path: Path) -> None:
+def test_a_session_whose_creation_or_removal_was_cut_off_is_gone(tmp_path: Path) -> None:
     directory = SessionDirectory(tmp_path)
-    directory.create("a", DESCRIPTION).rename(tmp_path / "a.removed")
+    for name, left in (("a", "a.removed"), ("b", "b.created")):
+        directory.create(name, DESCRIPTION, generation())
+        directory.place(name).rename(tmp_path / left)
     directory.close()
     assert SessionDirectory(tmp_path).sessions() == []
-    assert not (tmp_path / "a.removed").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_session_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    directory = SessionDirectory(tmp_path)
+    with files_at_most(1000), pytest.raises(OSError, match="large"):
+        directory.create("a", DESCRIPTION, generation())
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_flipped_bit_in_a_description_is_noticed(tmp_path: Path) -> None:
-    path = SessionDirectory(tmp_path).create("a", DESCRIPTION) / "session.json"
+    path = SessionDirectory(tmp_path).create("a", DESCRIPTION, generation()).path.with_name("session.json")
     whole = bytearray(path.read_bytes())
     for place in range(len(whole)):
         for bit in range(8):
@@ -79,9 +90,9 @@ def test_a_flipped_bit_in_a_snapshot_is_noticed(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_removed(tmp_path: Path) -> None:
-    place = SessionDirectory(tmp_path).create("a", DESCRIPTION)
+    place = SessionDirectory(tmp_path).create("a", DESCRIPTION, generation()).path.parent
     (place / "checkpoints").mkdir()
     for name in ("1.snapshot.writing", "checkpoints/2.snapshot.writing"):
         (place / name).write_bytes(b"half")
     remove_unfinished(place)
-    assert sorted(path.name for path in place.rglob("*")) == ["checkpoints", "session.json"]
+    assert sorted(path.name for path in place.rglob("*")) == ["00000001.journal", "checkpoints", "session.json"]

@@ -74,14 +74,22 @@ class Committer:
     def _complete(self, journal: Journal, written: int | OSError) -> OSError | None:
         try:
             if isinstance(written, OSError):
-                journal.cut()
-                return written
+                raise written
             if self._sync:
                 journal.sync()
         except OSError as error:
-            return error  # what was written is cut off when the journal is read again
+            return _take_back(journal, error)
         journal.accept(written)
         return None
+
+
+def _take_back(journal: Journal, error: OSError) -> OSError:
+    try:
+        journal.cut()
+    except OSError as second:
+        # What was not written whole is cut off when the journal is read again; what was counts, as after a crash.
+        return second
+    return error
 
 
 def _gather(first: Commit, commits: "queue.SimpleQueue[Commit | None]") -> tuple[list[Commit], bool]:

@@ -9,12 +9,17 @@ from typing import Any
 
 from xxhash import xxh3_64_hexdigest as checksum
 
+from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.errors import Damaged, DirectoryInUse
 from optserve_server.sessions.storage.files import TEMPORARY, sync_directory, write_whole
+from optserve_server.sessions.storage.journal import Generation, Journal
+from optserve_server.sessions.storage.lineage import journal_path, snapshot_path
+from optserve_server.sessions.storage.snapshots import Snapshot
 
 _DESCRIPTION = "session.json"
 _CHECKSUM = "xxh3"
 _REMOVED = ".removed"
+_CREATED = ".created"
 
 
 class SessionDirectory:
@@ -35,8 +40,9 @@ class SessionDirectory:
         except BlockingIOError:
             os.close(self._lock)
             raise DirectoryInUse(path) from None
-        for leftover in path.glob(f"*{_REMOVED}"):
-            shutil.rmtree(leftover)
+        for ending in (_CREATED, _REMOVED):
+            for leftover in path.glob(f"*{ending}"):
+                shutil.rmtree(leftover)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -50,21 +56,33 @@ class SessionDirectory:
         """Where that session's files are."""
         return self.path / session
 
-    def create(self, session: str, description: dict[str, Any]) -> Path:
-        """A directory for a session, with its description; on disk before the return.
+    def create(
+        self, session: str, description: dict[str, Any], generation: Generation, snapshot: Snapshot | None = None
+    ) -> Journal:
+        """A directory for a session, with its description and its first generation; on disk before the return.
+
+        Args:
+            session: its identifier.
+            description: what never changes.
+            generation: the header of the first journal.
+            snapshot: of its beginning, where that is not h_0 = 0.
 
         Raises:
             OSError: it cannot be written; then nothing of it is there.
         """
-        place = self.place(session)
+        place = self.path / (session + _CREATED)
         place.mkdir()
         try:
             write_whole(place / _DESCRIPTION, [_sealed(description)])
-            sync_directory(self.path)
+            if snapshot is not None:
+                snapshots.write(snapshot_path(place, generation.number), snapshot)
+            Journal.begin(journal_path(place, generation.number), generation).close()
+            place.rename(self.place(session))
         except OSError:
             shutil.rmtree(place)
             raise
-        return place
+        sync_directory(self.path)
+        return Journal.resume(journal_path(self.place(session), generation.number))
 
     def remove(self, session: str) -> None:
         """Remove a session's files; after a crash it is there as a whole, or not at all.

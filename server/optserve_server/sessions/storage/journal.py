@@ -69,6 +69,7 @@ class Journal:
         self.generation = generation
         self.position = position
         self._sequence = sequence
+        self._last_size = 0
         self._file = _open_for_writing(path, generation.alignment)
 
     @classmethod
@@ -146,6 +147,14 @@ class Journal:
         """Count the record of so many bytes that was written last: the next goes behind it."""
         self.position += size
         self._sequence += 1
+        self._last_size = size
+
+    def take_back(self) -> None:
+        """Cut the record off that was accepted last."""
+        self.position -= self._last_size
+        self._sequence -= 1
+        self._last_size = 0
+        self.cut()
 
     def cut(self) -> None:
         """Take back what was written behind the last record that counts."""

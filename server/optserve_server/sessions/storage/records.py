@@ -46,7 +46,7 @@ class Kind(IntEnum):
 
 
 class Body:
-    """The numbers of a record, at the beginning of memory that has room for the record's end."""
+    """The numbers of a record, at the beginning of zeroed memory that goes on to the end of a block."""
 
     __slots__ = ("size", "whole")
 
@@ -88,16 +88,13 @@ def digest(octets: Any) -> int:
 def encode(record: Record, sequence: int, nonce: int, alignment: int) -> list[bytes | memoryview]:
     """The bytes of a record, in parts whose lengths and addresses are multiples of the alignment; or in one part, if 1.
 
-    The record's end is written into the body's own memory.
+    Nothing is written into the body's own memory, for the step may be computed from it meanwhile.
     """
     body, extras = record.body, json.dumps(record.extras).encode() if record.extras else b""
-    lead = round_up(_LEAD + len(extras), alignment)
-    tail = body.whole[body.size :] if alignment > 1 else body.whole[body.size : body.size + _CHECKSUM.size]
-    tail[-_CHECKSUM.size :] = 0
-    between = extras.ljust(lead - _LEAD, b"\0")
+    between = extras.ljust(round_up(_LEAD + len(extras), alignment) - _LEAD, b"\0")
+    padded = body.whole[: _padded(body.size, alignment)].data
     checked = xxh3_64(between)
-    checked.update(body.octets.data)
-    checked.update(tail[: -_CHECKSUM.size].data)
+    checked.update(padded)
     header = _HEADER.pack(
         _MAGIC,
         record.kind,
@@ -112,11 +109,27 @@ def encode(record: Record, sequence: int, nonce: int, alignment: int) -> list[by
     )
     end = _CHECKSUM.pack(xxh3_64_intdigest(header, nonce))
     if alignment == 1:
-        return [b"".join((header, end, between, body.octets.data, end))]
-    tail[-_CHECKSUM.size :] = np.frombuffer(end, np.uint8)
-    front = aligned_octets(lead)
+        return [b"".join((header, end, between, padded, end))]
+    whole = len(padded) // BLOCK * BLOCK  # the blocks before the one that ends in the checksum
+    front, last = aligned_octets(_LEAD + len(between)), aligned_octets(BLOCK)
     front[:] = np.frombuffer(header + end + between, np.uint8)
-    return [front.data, body.whole.data]
+    last[:] = np.frombuffer(bytes(padded[whole:]) + end, np.uint8)
+    return [front.data, padded[:whole], last.data]
+
+
+def _padded(size: int, alignment: int) -> int:
+    """How many bytes a body has with the zeros behind it, before the record's end."""
+    return round_up(size + _CHECKSUM.size, alignment) - _CHECKSUM.size
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A record without its body."""
+
+    kind: Kind
+    step: int
+    moment: float
+    extras: dict[str, Any]
 
 
 class RecordReader:
@@ -144,39 +157,66 @@ class RecordReader:
         while (record := self._next()) is not None:
             yield record
 
+    def headings(self) -> Iterator[Heading]:
+        """The records without their bodies, which are not looked at but for their ends.
+
+        Raises:
+            Damaged: what stands there is not what was written.
+        """
+        while (front := self._next_front()) is not None:
+            self._file.seek(self.position + _LEAD + len(front.between) + _padded(front.body_size, self._alignment))
+            if not self._is_whole(self._file.read(_CHECKSUM.size), front):
+                return
+            self._accept(front)
+            yield Heading(front.kind, front.step, front.moment, front.extras)
+
     def _next(self) -> Record | None:
-        self._file.seek(self.position)
-        front = self._file.read(_LEAD)
-        if len(front) < _LEAD:
-            self.torn = bool(front)
+        front = self._next_front()
+        if front is None:
             return None
-        end = front[-_CHECKSUM.size :]
-        if end != _CHECKSUM.pack(xxh3_64_intdigest(front[: _HEADER.size], self._nonce)):
-            if self._nothing_but_zeros(front):
+        body = Body(front.body_size)
+        padded = body.whole[: _padded(front.body_size, self._alignment)]
+        missing = self._file.readinto(padded.data) < len(padded)
+        if not self._is_whole(b"" if missing else self._file.read(_CHECKSUM.size), front):
+            return None
+        checked = xxh3_64(front.between)
+        checked.update(padded.data)
+        if checked.intdigest() != front.checksum:
+            raise self._damaged("a record does not match its checksum")
+        self._accept(front)
+        loss = None if math.isnan(front.loss) else front.loss
+        return Record(front.kind, front.step, front.moment, body, loss, front.extras, front.updates_digest)
+
+    def _next_front(self) -> "_Front | None":
+        self._file.seek(self.position)
+        lead = self._file.read(_LEAD)
+        if len(lead) < _LEAD:
+            self.torn = bool(lead)
+            return None
+        if lead[-_CHECKSUM.size :] != _CHECKSUM.pack(xxh3_64_intdigest(lead[: _HEADER.size], self._nonce)):
+            if self._nothing_but_zeros(lead):
                 self.torn = True
                 return None
             raise self._damaged("a record's header does not match its checksum")
-        fields = _HEADER.unpack_from(front)
-        magic, kind, sequence, extras_size, step, body_size, moment, loss, updates_digest, checksum = fields
+        magic, kind, sequence, extras_size, *others = _HEADER.unpack_from(lead)
         if magic != _MAGIC or sequence != self.sequence or extras_size > _MOST_EXTRAS:
             raise self._damaged("a record is not the one that belongs there")
         between = self._file.read(round_up(_LEAD + extras_size, self._alignment) - _LEAD)
-        body = Body(body_size)
-        tail = round_up(body_size + _CHECKSUM.size, self._alignment) - body_size
-        rest = body.whole[: body_size + tail]
-        if self._file.readinto(rest.data) < len(rest) or not rest[-_CHECKSUM.size :].any():
+        return _Front(lead[-_CHECKSUM.size :], between, extras_size, Kind(kind), *others)
+
+    def _is_whole(self, end: bytes, front: "_Front") -> bool:
+        if len(end) < _CHECKSUM.size or not any(end):
             self.torn = True
-            return None
-        checked = xxh3_64(between)
-        checked.update(rest[: -_CHECKSUM.size].data)
-        if checked.intdigest() != checksum or rest[-_CHECKSUM.size :].tobytes() != end:
+            return False
+        if end != front.end:
             raise self._damaged("a record does not match its checksum")
-        body.whole[body_size:] = 0
-        self.position += _LEAD + len(between) + len(rest)
+        return True
+
+    def _accept(self, front: "_Front") -> None:
+        size = _LEAD + len(front.between) + _padded(front.body_size, self._alignment) + _CHECKSUM.size
+        self.position += size
         self.sequence += 1
-        self.next_step = step + (kind == Kind.STEP)
-        extras = json.loads(between[:extras_size]) if extras_size else {}
-        return Record(Kind(kind), step, moment, body, None if math.isnan(loss) else loss, extras, updates_digest)
+        self.next_step = front.step + (front.kind == Kind.STEP)
 
     def _nothing_but_zeros(self, front: bytes) -> bool:
         chunk: bytes = front
@@ -189,3 +229,23 @@ class RecordReader:
     def _damaged(self, reason: str) -> Damaged:
         where = f"at byte {self.position}, before step {self.next_step} is read"
         return Damaged(self._path, f"{where}, {reason}", self.next_step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """What stands before a record's body."""
+
+    end: bytes
+    between: bytes
+    extras_size: int
+    kind: Kind
+    step: int
+    body_size: int
+    moment: float
+    loss: float
+    updates_digest: int
+    checksum: int
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        return json.loads(self.between[: self.extras_size]) if self.extras_size else {}  # type: ignore[no-any-return]
