@@ -41,8 +41,10 @@ OptserveError
     ├── QuotaExceeded           429
     ├── HeadersTooLarge         431
     ├── InternalError           500
+    ├── SessionDamaged          500
     ├── Draining                503
-    └── StateTooLarge           507
+    ├── StateTooLarge           507
+    └── StorageFull             507
 
 A problem of a type that this version of the client does not know is a plain ProblemError.
 """
@@ -366,6 +368,18 @@ class StateTooLarge(ProblemError):
     """There is no room for this hidden state: close sessions, or give the server more memory."""
 
     problem = problems.STATE_TOO_LARGE
+
+
+class SessionDamaged(ProblemError):
+    """A file of the session is not what was written; the message says to which step the session can go back."""
+
+    problem = problems.SESSION_DAMAGED
+
+
+class StorageFull(ProblemError):
+    """The server's disk is full. Nothing was changed and nothing is lost: send it again when there is room."""
+
+    problem = problems.STORAGE_FULL
 
 
 def _descendants(base: type[ProblemError]) -> list[type[ProblemError]]:

@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, FastAPI
 
 import optserve
-from optserve.wire import API_PREFIX
+from optserve.wire import API_PREFIX, SYNCED
 from optserve_server import metrics
 from optserve_server.api import (
     aliases,
@@ -33,6 +33,7 @@ from optserve_server.optimizers.fused import compile_kernels
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
 from optserve_server.sessions.pages import StateMemory
+from optserve_server.sessions.storage.directory import SessionDirectory
 from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
 
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         ValueError: the database's URL is none.
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
         RegistryError: a bundled optimizer is damaged.
+        DirectoryInUse: another server keeps its sessions in the same directory.
     """
     app = FastAPI(
         title="optserve",
@@ -59,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = _open_database(settings)
+    app.state.directory = SessionDirectory(settings.sessions)
     app.state.idempotency_keys = {}
     app.state.drain = drain = Drain()
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
@@ -82,8 +85,14 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     database: Database = app.state.database
-    store = SessionStore(StateMemory(settings.state_memory or memory_bytes() // 2))
-    app.state.store, app.state.versions = store, VersionCache(database)
+    app.state.versions = versions = VersionCache(database)
+    app.state.store = store = SessionStore(
+        StateMemory(settings.state_memory or memory_bytes() // 2),
+        app.state.directory,
+        versions.load,
+        sync=settings.durability == SYNCED,
+        park_after=settings.park_after,
+    )
     app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
     await keys.start()
     store.start()
@@ -100,7 +109,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _watch(store: SessionStore, drain: Drain) -> None:
     metrics.BUILD.info({"version": optserve.__version__})
-    metrics.SESSIONS.labels("awake").set_function(lambda: len(store))
+    metrics.SESSIONS.labels("awake").set_function(lambda: store.awake)
+    metrics.SESSIONS.labels("parked").set_function(lambda: len(store) - store.awake)
     metrics.STATE_BYTES.labels("memory").set_function(lambda: store.memory.used)
     metrics.REQUESTS_IN_HAND.set_function(lambda: len(drain.in_hand))
     metrics.STATE_MEMORY_LIMIT.set_function(lambda: store.memory.limit)

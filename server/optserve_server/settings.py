@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     """Serve everybody who reaches the server as long as there is no API key, other machines too."""
     state_memory: ByteSize | None = Field(default=None, ge=1 << 20)
     """The most memory for hidden states, such as `8GiB`; absent, half of what the process may use."""
+    durability: Literal["synced", "relaxed"] = "synced"
+    """Whether a step is synced to the disk before its reply or only written: then a power cut may take the last."""
+    park_after: float = Field(default=600.0, gt=0)
+    """Seconds after which the hidden state of a session that idles leaves memory; its next step brings it back."""
     max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
     """The longest body of a request."""
     metrics_token: SecretStr | None = Field(default=None, min_length=16)

@@ -134,24 +134,19 @@ def test_a_longer_life_can_be_had(new_loop):
 def test_memory_has_a_limit_and_comes_back(start_server, assert_problem):
     import httpx
 
-    server = start_server("--state-memory", "8MiB")
+    server = start_server("--state-memory", "5MiB")
+    headers = {"Content-Type": "application/octet-stream"}
     with httpx.Client(base_url=f"{server.url}/v1") as http:
         large = [{"name": "w", "shape": [1_000_000]}]  # 8 MB of hidden state, 8 MB beside it
         reply = create(http, parameters=large)
         assert_problem(reply, "--state-memory", 507, "state-too-large")
         assert reply.json()["bytes_needed"] > reply.json()["bytes_free"]
         half = [{"name": "w", "shape": [300_000]}]  # 4.8 MB in all
-        for _ in range(5):
-            session = create(http, parameters=half)
-            assert session.status_code == 201
-            path = session.headers["location"].removeprefix("/v1")
-            assert_problem(create(http, parameters=half), "free", 507, "state-too-large")
-            assert http.put(f"{path}/checkpoints/one").status_code == 200  # 2.4 MB more
-            assert http.put(f"{path}/checkpoints/one").status_code == 200  # in its place
-            assert_problem(http.put(f"{path}/checkpoints/two"), "free", 507, "state-too-large")
-            headers = {"Content-Type": "application/octet-stream"}
+        replies = [create(http, parameters=half) for _ in range(3)]  # one can be awake at a time
+        for reply in replies:
+            path = reply.headers["location"].removeprefix("/v1")
+            assert http.put(f"{path}/checkpoints/one").status_code == 200
             theta = http.put(f"{path}/parameters", content=bytes(1_200_000), headers=headers)
             assert_problem(theta, "free", 507, "state-too-large")
             assert http.post(f"{path}/steps/0", content=bytes(1_200_000), headers=headers).status_code == 200
-            assert [one["name"] for one in http.get(f"{path}/checkpoints").json()["items"]] == ["one"]
             assert http.delete(path).status_code == 204

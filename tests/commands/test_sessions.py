@@ -10,8 +10,6 @@ from tests.sessions.storage.conftest import generation, record
 from optserve.cli import main
 from optserve_server.sessions.storage import verification
 from optserve_server.sessions.storage.directory import SessionDirectory
-from optserve_server.sessions.storage.journal import Journal
-from optserve_server.sessions.storage.lineage import journal_path
 
 SESSION = "5e55"  # the one that the storage's records are of
 
@@ -38,7 +36,7 @@ def run(tmp_path, monkeypatch, capsys):
 def journal(tmp_path):
     """The journal of a session with two steps; the directory is in a server's hands."""
     directory = SessionDirectory(tmp_path / "data" / "sessions")
-    journal = Journal.begin(journal_path(directory.create(SESSION, {}), 1), generation())
+    journal = directory.create(SESSION, {}, generation())
     journal.append(record(0))
     journal.append(record(1))
     journal.close()

@@ -3,44 +3,20 @@
 import asyncio
 import time
 
-import numpy as np
 import pytest
-import torch
+from tests.sessions.conftest import VERSIONS, gradients, new_session
 
-from optserve_server.optimizers import build
 from optserve_server.sessions.awake import INLINE_COORDINATES
+from optserve_server.sessions.changing import put_parameters, update
 from optserve_server.sessions.errors import SessionExpired, SessionNotFound
-from optserve_server.sessions.layout import lay_out
-from optserve_server.sessions.pages import StateMemory
-from optserve_server.sessions.plan import Plan, ServedVersion
 from optserve_server.sessions.stepping import StepRequest, take_step
-from optserve_server.sessions.steps import StepGradients
-from optserve_server.sessions.store import SessionStore
+from optserve_server.sessions.steps import Numbers
 
-
-def learned(name, digit, **architecture):
-    optimizer = build(architecture)
-    return ServedVersion(name, 1, digit * 64, optimizer, optimizer.initial_phi(torch.Generator().manual_seed(1)))
-
-
-VERSIONS = {
-    "adam": ServedVersion("adam", 1, "a" * 64, build({"kind": "adam"}), {}),
-    "sgd": ServedVersion("sgd", 1, "b" * 64, build({"kind": "sgd"}), {}),
-    "lstm": learned("lstm", "c", kind="lstm", hidden_size=3),
-    "hierarchical": learned("hierarchical", "d", kind="hierarchical"),
-    "small_fc": learned("small_fc", "e", kind="small_fc"),
-}
 SIZES = [10, 10 * INLINE_COORDINATES]
 
 
-def new_session(store, name="adam", size=10, **plan):
-    return store.create(VERSIONS[name], lay_out([("w", (size,))], 10**9), Plan(**plan))
-
-
-def gradients(session, value=1.0):
-    sent = StepGradients(session.layout.complete, session.dtype)
-    sent.bits[:] = value
-    return sent
+def sized(size):
+    return [("w", (size,))]
 
 
 def ask(session, number=0):
@@ -48,47 +24,33 @@ def ask(session, number=0):
     return StepRequest(number, gradients(session), lambda: None, 0, lambda updates: updates)
 
 
-def run(test):
-    async def with_store():
-        store = SessionStore(StateMemory(1 << 30))
-        store.start()
-        try:
-            await test(store)
-        finally:
-            await store.close()
-
-    asyncio.run(with_store())
-
-
 @pytest.mark.parametrize("name", VERSIONS)
 @pytest.mark.parametrize("size", SIZES)
-def test_all_memory_comes_back(name, size):
+def test_all_memory_comes_back(run, name, size):
     async def test(store):
         for end in ("delete", "expire"):
-            session = new_session(store, name, size)
-            awake = session.awake
-            awake.hold_theta(awake.read_parameters(np.ones(size, np.float32)))
+            session = await new_session(store, name, sized(size))
+            numbers = Numbers(session.layout.complete, "float32")
+            numbers.bits[:] = 1
+            await put_parameters(store.turns, session, numbers, lambda: None, 0)
             await take_step(store.turns, session, ask(session))
-            awake.save("one")
-            awake.restore("one")
-            awake.save("two")
-            awake.save("one")
             assert store.memory.used > 0
             if end == "delete":
                 await store.delete(session.id, {session.owner})
             else:
-                session.prolong(1e-6)
+                await update(store.turns, session, {"ttl_seconds": 1e-6})
                 await asyncio.sleep(0.001)
                 await store.sweep()
             assert (store.memory.used, len(store)) == (0, 0)
+            assert [path.name for path in store.directory.path.iterdir()] == ["lock"]
 
     run(test)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_work_once_begun_is_done_before_the_next_although_its_caller_is_cancelled(size):
+def test_work_once_begun_is_done_before_the_next_although_its_caller_is_cancelled(run, size):
     async def test(store):
-        session = new_session(store, size=size)
+        session = await new_session(store, parameters=sized(size))
         done = []
 
         def slowly(awake):
@@ -105,9 +67,9 @@ def test_work_once_begun_is_done_before_the_next_although_its_caller_is_cancelle
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_who_waits_for_a_session_that_goes_away_is_told(size):
+def test_who_waits_for_a_session_that_goes_away_is_told(run, size):
     async def test(store):
-        session = new_session(store, size=size)
+        session = await new_session(store, parameters=sized(size))
         async with session.turn:
             deletion = asyncio.create_task(store.delete(session.id, {session.owner}))
             await asyncio.sleep(0)
@@ -121,9 +83,9 @@ def test_who_waits_for_a_session_that_goes_away_is_told(size):
 
 
 @pytest.mark.parametrize(("size", "parsed_bytes"), [(SIZES[1], 0), (SIZES[0], 100_000)])
-def test_large_steps_and_bodies_leave_the_event_loop_free(size, parsed_bytes):
+def test_large_steps_and_bodies_leave_the_event_loop_free(run, size, parsed_bytes):
     async def test(store):
-        session = new_session(store, size=size)
+        session = await new_session(store, parameters=sized(size))
         step = asyncio.create_task(store.turns.run(session, lambda awake: time.sleep(0.3), parsed_bytes))
         start = time.perf_counter()
         for _ in range(10):
@@ -135,25 +97,25 @@ def test_large_steps_and_bodies_leave_the_event_loop_free(size, parsed_bytes):
     run(test)
 
 
-def test_an_expired_session_is_known_as_such_before_and_after_the_sweep():
+def test_an_expired_session_is_known_as_such_before_and_after_the_sweep(run):
     async def test(store):
-        session = new_session(store, ttl_seconds=0.001)
+        session = await new_session(store, ttl_seconds=0.001)
         await asyncio.sleep(0.002)
         for _ in range(2):
             with pytest.raises(SessionExpired):
-                store.get(session.id, {session.owner})
+                await store.get(session.id, {session.owner})
             await store.sweep()
         assert len(store) == 0
 
     run(test)
 
 
-def test_a_session_in_use_does_not_expire():
+def test_a_session_in_use_does_not_expire(run):
     async def test(store):
-        session = new_session(store, ttl_seconds=0.001)
+        session = await new_session(store, ttl_seconds=0.001)
         async with session.turn:
             await asyncio.sleep(0.002)
             await store.sweep()
-            assert store.get(session.id, {session.owner}) is session
+            assert await store.get(session.id, {session.owner}) is session
 
     run(test)

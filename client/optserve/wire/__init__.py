@@ -7,6 +7,13 @@ deterministic safetensors. The server imports this package; it imports nothing o
 API_PREFIX = "/v1"
 
 HEADER_STEP = "Optserve-Step"
+HEADER_DURABILITY = "Optserve-Durability"
+"""`SYNCED` where a step was on the disk before its reply, `RELAXED` where it was only given to the system."""
+HEADER_RESUMED = "Optserve-Resumed"
+"""`APPROXIMATE` on the first step after a session was resumed with other bits than it would have had."""
 HEADER_SERVER_TIMING = "Server-Timing"
 HEADER_IDEMPOTENCY_KEY = "Idempotency-Key"
 HEADER_REQUEST_ID = "X-Request-Id"
+
+SYNCED, RELAXED = "synced", "relaxed"
+APPROXIMATE = "approximate"

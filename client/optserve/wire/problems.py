@@ -53,9 +53,11 @@ RECIPE_INVALID = ProblemType("recipe-invalid", 422, "The recipe is not valid")
 EVALUATION_INVALID = ProblemType("evaluation-invalid", 422, "The evaluation cannot be made")
 QUOTA_EXCEEDED = ProblemType("quota-exceeded", 429, "A limit of this API key is reached")
 HEADERS_TOO_LARGE = ProblemType("headers-too-large", 431, "The request's line and headers are too long")
+SESSION_DAMAGED = ProblemType("session-damaged", 500, "A file of the session is damaged")
 INTERNAL = ProblemType("internal-error", 500, "The server failed")
 DRAINING = ProblemType("draining", 503, "The server is shutting down")
 STATE_TOO_LARGE = ProblemType("state-too-large", 507, "There is no room for this hidden state")
+STORAGE_FULL = ProblemType("storage-full", 507, "The server's disk is full")
 
 ALL: tuple[ProblemType, ...] = tuple(value for value in list(globals().values()) if isinstance(value, ProblemType))
 BY_URN: dict[str, ProblemType] = {problem.urn: problem for problem in ALL}

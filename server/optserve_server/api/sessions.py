@@ -1,6 +1,7 @@
 """Sessions: create, list, read, change, delete."""
 
 import hashlib
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Annotated
 
@@ -39,6 +40,7 @@ SessionId = Annotated[str, Path(description="The session's `id`")]
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.HYPERPARAMETERS_INVALID,
         problems.STATE_TOO_LARGE,
+        problems.STORAGE_FULL,
     ),
 )
 async def create_session(
@@ -53,14 +55,14 @@ async def create_session(
 ) -> SessionInfo:
     """Start a training loop's hidden state at h_0 = 0, under an optimizer version that it keeps for ever."""
     fingerprint = hashlib.sha256(await request.body()).hexdigest() if idempotency_key else ""
-    session = store.find_created(caller.name, idempotency_key, fingerprint) if idempotency_key else None
+    session = await store.find_created(caller.name, idempotency_key, fingerprint) if idempotency_key else None
     if session is None:
         plan = Plan(body.dtype, body.hyperparameters, body.horizon, body.label, body.ttl_seconds, caller.name)
         plan.check()
         room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
         layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
         version = await versions.resolve(settings.default_optimizer if body.optimizer is None else body.optimizer)
-        session = store.create(version, layout, plan, idempotency_key, fingerprint)
+        session = await store.create(version, layout, plan, idempotency_key, fingerprint)
     response.headers["Location"] = f"{API_PREFIX}/sessions/{session.id}"
     return describe(session)
 
@@ -71,7 +73,7 @@ async def list_sessions(
 ) -> Page[SessionInfo]:
     """The caller's living sessions in the order of their creation; a page is shorter if they have many parameters."""
     number = _read_cursor(cursor)
-    found = store.after(number, limit + 1, caller.owners)
+    found = await store.after(number, limit + 1, caller.owners)
     page = found[: _fitting(found[:limit])]
     return Page([describe(session) for session in page], str(page[-1].number) if len(found) > len(page) else None)
 
@@ -83,7 +85,7 @@ async def list_sessions(
 )
 async def get_session(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> SessionInfo:
     """One session as it is now."""
-    return describe(store.get(session_id, caller.owners))
+    return describe(await store.get(session_id, caller.owners))
 
 
 @router.patch(
@@ -96,14 +98,16 @@ async def get_session(session_id: SessionId, caller: UsesCaller, store: UsesStor
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.HYPERPARAMETERS_INVALID,
+        problems.STORAGE_FULL,
     ),
 )
 async def update_session(
     session_id: SessionId, body: SessionPatch, caller: UsesCaller, store: UsesStore
 ) -> SessionInfo:
     """Change hyperparameters, the label or the time to live between two steps; all of it or nothing."""
-    session = store.get(session_id, caller.owners)
-    await update(store.turns, session, body.hyperparameters, body.label, body.ttl_seconds)
+    session = await store.get(session_id, caller.owners)
+    given = {name: value for name, value in asdict(body).items() if value is not None}
+    await update(store.turns, session, given)
     return describe(session)
 
 
@@ -120,7 +124,8 @@ async def delete_session(session_id: SessionId, caller: UsesCaller, store: UsesS
 
 def describe(session: Session) -> SessionInfo:
     """A session as JSON tells of it."""
-    version = session.version
+    description, settings = session.description, session.settings
+    version = description.version
     return SessionInfo(
         id=session.id,
         optimizer=OptimizerReference(version.name, version.number, version.sha256),
@@ -128,11 +133,11 @@ def describe(session: Session) -> SessionInfo:
         coordinates=session.layout.coordinates,
         parameters=[Parameter(one.name, list(one.shape)) for one in session.layout.parameters],
         dtype=session.dtype,
-        hyperparameters=session.hyperparameters,
-        horizon=session.horizon,
-        label=session.label,
-        ttl_seconds=session.ttl_seconds,
-        created_at=rfc3339(session.created_at),
+        hyperparameters=settings.hyperparameters,
+        horizon=description.plan.horizon,
+        label=settings.label,
+        ttl_seconds=settings.ttl_seconds,
+        created_at=rfc3339(description.created_at),
         expires_at=rfc3339(session.expires_at),
     )
 

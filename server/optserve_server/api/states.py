@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from optserve.wire import problems
 from optserve.wire.bodies import CheckpointInfo, Digest, Page, RestoreRequest, SessionInfo
-from optserve.wire.gradients import JSON, SAFETENSORS, STORAGE
+from optserve.wire.gradients import JSON, SAFETENSORS
 from optserve_server.api import documents, forms, json_form
 from optserve_server.api.authorisation import UsesCaller
 from optserve_server.api.bodies import JsonRoute, PlainRoute, read_body, receive
@@ -18,30 +18,38 @@ from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import Problem, responses
 from optserve_server.api.sessions import SessionId, describe
 from optserve_server.api.targets import Target
-from optserve_server.sessions import state
+from optserve_server.sessions import changing, checkpoints, state
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.changing import go_elsewhere
 from optserve_server.sessions.checkpoints import Checkpoint
 from optserve_server.sessions.errors import ParametersInvalid
 from optserve_server.sessions.session import Session, rfc3339
+from optserve_server.sessions.steps import Numbers
 from optserve_server.sessions.store import SessionStore
+from optserve_server.sessions.turns import Turn
 
 router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=JsonRoute)
 plain_router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=PlainRoute)
 
-_GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED)
+_GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED, problems.SESSION_DAMAGED)
 _METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names and shapes, generously
 
 
 @router.put(
     "/checkpoints/{name:path}",  # a name may have slashes
     summary="Save a checkpoint",
-    responses=responses(*_GONE, problems.STATE_TOO_LARGE),
+    responses=responses(*_GONE, problems.STATE_TOO_LARGE, problems.STORAGE_FULL),
 )
 async def save_checkpoint(session_id: SessionId, name: str, caller: UsesCaller, store: UsesStore) -> CheckpointInfo:
     """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
-    session = store.get(session_id, caller.owners)
-    return _checkpoint_info(await store.turns.run(session, lambda awake: awake.save(name)))
+    session = await store.get(session_id, caller.owners)
+    checkpoints.require_name(name)
+    place = store.directory.place(session.id)
+
+    async def act(turn: Turn) -> Checkpoint:
+        return await store.turns.waking.do(lambda: checkpoints.save(place, session.id, turn.awake, name))
+
+    return _checkpoint_info(await store.turns.act(session, act))
 
 
 @router.get("/checkpoints", summary="List the checkpoints", responses=responses(*_GONE))
@@ -49,9 +57,9 @@ async def list_checkpoints(
     session_id: SessionId, caller: UsesCaller, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[CheckpointInfo]:
     """The session's checkpoints, in the order of their names."""
-    session = store.get(session_id, caller.owners)
-    kept = await store.turns.run(session, lambda awake: list(awake.checkpoints))
-    found = sorted(kept, key=lambda checkpoint: checkpoint.name)
+    session = await store.get(session_id, caller.owners)
+    place = store.directory.place(session.id)
+    found = await store.waking.do(lambda: checkpoints.kept(place, session.id))
     rest = [checkpoint for checkpoint in found if checkpoint.name > (cursor or "")]
     page = rest[:limit]
     return Page([_checkpoint_info(one) for one in page], page[-1].name if len(rest) > limit else None)
@@ -67,21 +75,27 @@ async def list_checkpoints(
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.STATE_TOO_LARGE,
+        problems.STORAGE_FULL,
     ),
 )
 async def restore_checkpoint(
     session_id: SessionId, body: RestoreRequest, caller: UsesCaller, store: UsesStore
 ) -> SessionInfo:
     """Go back to a checkpoint; `next_step` goes back too."""
-    session = store.get(session_id, caller.owners)
-    await go_elsewhere(store.turns, session, lambda awake: awake.restore(body.checkpoint))
+    session = await store.get(session_id, caller.owners)
+    place = store.directory.place(session.id)
+
+    def work(awake: Awake) -> Path:
+        return checkpoints.restore(place, session.id, awake, body.checkpoint)
+
+    await go_elsewhere(store.turns, session, work)
     return describe(session)
 
 
 @router.get("/digest", summary="Digest of the hidden state", responses=responses(*_GONE))
 async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> Digest:
     """The SHA-256 of what `GET …/state` answers: equal digests prove equal hidden states."""
-    session = store.get(session_id, caller.owners)
+    session = await store.get(session_id, caller.owners)
     return await store.turns.run(session, lambda awake: Digest(awake.next_step, state.digest(awake)))
 
 
@@ -90,7 +104,7 @@ async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore
 )
 async def get_state(request: Request) -> Response:
     """The whole of h_t as a safetensors file; equal states give equal bytes."""
-    store, session = _session(request)
+    store, session = await _session(request)
     return Response(await store.turns.run(session, state.encode), media_type=SAFETENSORS)
 
 
@@ -106,15 +120,16 @@ async def get_state(request: Request) -> Response:
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.STATE_TOO_LARGE,
+        problems.STORAGE_FULL,
     ),
 )
 async def put_state(request: Request) -> Response:
     """Go on from a state that `GET …/state` gave, of the same optimizer version and the same parameters."""
-    store, session = _session(request)
+    store, session = await _session(request)
     if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
         raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
     data = await read_body(request, await store.turns.run(session, _longest_state))
-    await go_elsewhere(store.turns, session, lambda awake: state.decode(awake, data), len(data))
+    await go_elsewhere(store.turns, session, lambda awake: state.decode(awake, data))
     return _json(session)
 
 
@@ -129,22 +144,17 @@ async def put_state(request: Request) -> Response:
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.STATE_TOO_LARGE,
+        problems.STORAGE_FULL,
     ),
 )
 async def put_parameters(request: Request) -> Response:
     """Give the optimizer θ, once; the server then follows θ_{t+1} = θ_t + g_t. Sent again, it starts from there."""
-    store, session = _session(request)
+    store, session = await _session(request)
     form = forms.media_type(request.headers.get("content-type", ""))
-    selection = session.layout.complete
-    bits = np.empty(selection.coordinates, STORAGE[session.dtype])
-    target = Target("parameters", bits, selection, session.dtype, ParametersInvalid)
+    numbers = Numbers(session.layout.complete, session.dtype)
+    target = Target("parameters", numbers.bits, numbers.selection, session.dtype, ParametersInvalid)
     parse, length = await receive(request, form, target)
-
-    def work(awake: Awake) -> None:
-        json_form.require_known(parse(), ())
-        awake.hold_theta(awake.read_parameters(bits))
-
-    await store.turns.run(session, work, length)
+    await changing.put_parameters(store.turns, session, numbers, lambda: json_form.require_known(parse(), ()), length)
     return Response(status_code=204)
 
 
@@ -156,10 +166,10 @@ def _longest_state(awake: Awake) -> int:
     return numbers * 4 + arrays.bytes + described + len(json.dumps(arrays.columns)) + _METADATA_BYTES
 
 
-def _session(request: Request) -> tuple[SessionStore, Session]:
+async def _session(request: Request) -> tuple[SessionStore, Session]:
     store: SessionStore = request.app.state.store
     caller: Caller = request.state.caller
-    return store, store.get(request.path_params["session_id"], caller.owners)
+    return store, await store.get(request.path_params["session_id"], caller.owners)
 
 
 def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:

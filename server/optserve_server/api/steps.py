@@ -9,7 +9,16 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from optserve.wire import HEADER_SERVER_TIMING, HEADER_STEP, problems
+from optserve.wire import (
+    APPROXIMATE,
+    HEADER_DURABILITY,
+    HEADER_RESUMED,
+    HEADER_SERVER_TIMING,
+    HEADER_STEP,
+    RELAXED,
+    SYNCED,
+    problems,
+)
 from optserve_server import metrics
 from optserve_server.api import forms, json_form
 from optserve_server.api.bodies import PlainRoute, receive
@@ -21,7 +30,7 @@ from optserve_server.naming import nearest, shown
 from optserve_server.sessions import stepping
 from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid
 from optserve_server.sessions.plan import MAX_STEPS
-from optserve_server.sessions.stepping import StepRequest
+from optserve_server.sessions.stepping import StepReply, StepRequest
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.store import SessionStore
 
@@ -45,6 +54,7 @@ _QUERY = ("loss", "skip")
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.GRADIENTS_INVALID,
         problems.PARAMETERS_NEEDED,
+        problems.STORAGE_FULL,
     ),
 )
 async def take_step(request: Request) -> Response:
@@ -54,7 +64,7 @@ async def take_step(request: Request) -> Response:
     """
     store: SessionStore = request.app.state.store
     caller: Caller = request.state.caller
-    session = store.get(request.path_params["session_id"], caller.owners)
+    session = await store.get(request.path_params["session_id"], caller.owners)
     number = _step_number(request.path_params["step"])
     form = forms.media_type(request.headers.get("content-type", ""))
     loss, skip = _read_query(request.scope["query_string"])
@@ -67,9 +77,18 @@ async def take_step(request: Request) -> Response:
 
     asked = StepRequest(number, gradients, lambda: _take_loss(parse(), gradients), length, write)
     reply = await stepping.take_step(store.turns, session, asked)
-    metrics.step_taken(gradients.selection.coordinates, queue=reply.queue, compute=reply.compute)
-    timing = f"queue;dur={reply.queue * 1e3:.3f}, compute;dur={reply.compute * 1e3:.3f}"
-    return Response(reply.body, 200, {HEADER_STEP: str(number), HEADER_SERVER_TIMING: timing}, form)
+    metrics.step_taken(gradients.selection.coordinates, queue=reply.queue, compute=reply.compute, journal=reply.journal)
+    return Response(reply.body, 200, _headers(number, reply, store), form)
+
+
+def _headers(number: int, reply: StepReply, store: SessionStore) -> dict[str, str]:
+    parts = (("queue", reply.queue), ("journal", reply.journal), ("compute", reply.compute))
+    return {
+        HEADER_STEP: str(number),
+        HEADER_DURABILITY: SYNCED if store.sync else RELAXED,
+        HEADER_SERVER_TIMING: ", ".join(f"{part};dur={seconds * 1e3:.3f}" for part, seconds in parts),
+        **({HEADER_RESUMED: APPROXIMATE} if reply.is_approximate else {}),
+    }
 
 
 def _step_number(text: str) -> int:

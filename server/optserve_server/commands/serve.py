@@ -35,6 +35,12 @@ def serve(
     state_memory: Annotated[
         str | None, typer.Option(help="The most memory for hidden states, as 8GiB.  [default: half of the machine's]")
     ] = None,
+    durability: Annotated[
+        str | None, typer.Option(help="Whether a step is synced or only written: synced, relaxed.  [default: synced]")
+    ] = None,
+    park_after: Annotated[
+        float | None, typer.Option(help="Seconds until an idle session leaves memory for the disk.  [default: 600]")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes beside the server that carry out meta-training runs.  [default: 1]")
     ] = None,
@@ -59,6 +65,8 @@ def serve(
         data_dir=data_dir,
         default_optimizer=default_optimizer,
         state_memory=state_memory,
+        durability=durability,
+        park_after=park_after,
         workers=workers,
         device=device,
         insecure=insecure,
@@ -154,9 +162,13 @@ def _app(settings: "Settings") -> "FastAPI":
 
     from optserve_server.app import create_app
     from optserve_server.registry.errors import RegistryError
+    from optserve_server.sessions.storage.errors import DirectoryInUse
 
     try:
         return create_app(settings)
+    except DirectoryInUse as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise typer.Exit(1) from error
     except (ValueError, SQLAlchemyError, RegistryError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
         typer.secho(f"error: the database cannot be opened: {reason}", err=True, fg="red")

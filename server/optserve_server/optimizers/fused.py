@@ -31,6 +31,7 @@ from optserve_server.optimizers.rnnprop import RNNprop
 __all__ = [
     "BLOCK",
     "FUSED",
+    "KERNEL_VERSION",
     "SEGMENT",
     "RecurrentKernel",
     "compile_kernels",
@@ -38,6 +39,9 @@ __all__ = [
     "corrects",
     "step_fused",
 ]
+
+KERNEL_VERSION = 1
+"""Goes up with every change of the kernels that changes a bit of an update: journals name it."""
 
 _BLOCKS_A_CORE = 16  # with fewer, handing a step over to another core costs more than it saves
 _CHUNKS = 64  # at most so many, in which the derivative is summed: enough for any number of cores

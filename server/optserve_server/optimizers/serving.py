@@ -7,11 +7,12 @@ all others run their torch module, on small groups of pages that stay in the cac
 
 from collections.abc import Sequence
 
+import numba
 import torch
 from torch import Tensor
 
 from optserve_server.optimizers.base import PAGE, HiddenState, Observations, Optimizer, Phi, Updates
-from optserve_server.optimizers.fused import FUSED, step_fused
+from optserve_server.optimizers.fused import FUSED, KERNEL_VERSION, step_fused
 
 _GROUP_BYTES = 1 << 19  # of hidden state; measured best between 2^18 and 2^20 on 2 MB of second-level cache
 
@@ -24,6 +25,12 @@ def pages_for(coordinates: int) -> int:
 def kernel_name(kind: str) -> str:
     """What steps the pages of an optimizer of this kind: `numba` or `torch`."""
     return "numba" if kind in FUSED else "torch"
+
+
+def kernel_identity(kind: str) -> str:
+    """Names whose bits the updates of an optimizer of this kind have on this machine: two of one name give the same."""
+    torch_here = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    return f"numba {numba.__version__} kernel {KERNEL_VERSION}, {torch_here}" if kind in FUSED else torch_here
 
 
 def step_pages(

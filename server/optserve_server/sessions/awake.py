@@ -7,13 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optserve.wire.gradients import widen
+from optserve.wire.gradients import STORAGE, widen
 from optserve_server.optimizers import Observations, Optimizer, Updates
 from optserve_server.optimizers.base import PAGE
-from optserve_server.sessions.checkpoints import Checkpoint, Checkpoints
+from optserve_server.optimizers.serving import kernel_identity
 from optserve_server.sessions.errors import (
     HyperparametersInvalid,
-    ParametersInvalid,
     ParametersNeeded,
     StepConflict,
 )
@@ -21,7 +20,8 @@ from optserve_server.sessions.layout import Layout
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.parallel import step_in_shares
 from optserve_server.sessions.plan import ServedVersion, configured
-from optserve_server.sessions.steps import StepGradients, collect, require_finite, spread
+from optserve_server.sessions.steps import Numbers, StepGradients, collect, spread
+from optserve_server.sessions.storage.records import digest
 from optserve_server.sessions.whole import ArrayLayout, Arrays, step_whole
 
 INLINE_COORDINATES = 2048
@@ -64,7 +64,7 @@ class Awake:
         self.clocks = np.zeros(len(layout.parameters), np.int64)
         self.theta: Tensor | None = None  # [pages, 256]
         self.last: tuple[StepGradients, NDArray[Any]] | None = None  # the last step and its updates, as they travel
-        self.checkpoints = Checkpoints(arena, memory)
+        self.is_approximate = False  # whether it was replayed with other bits, and nobody has been told
         self.closed = False
         self._horizon = None if horizon is None else torch.tensor(float(horizon))
         self._memory = memory
@@ -75,6 +75,25 @@ class Awake:
         with memory.reserved(self._own_bytes):
             self.pages = arena.allocate(layout.pages)
         self.arrays = self.array_layout.initial()
+
+    @property
+    def kernel(self) -> str:
+        """Names whose bits the updates have."""
+        return kernel_identity(self.optimizer.kind)
+
+    @property
+    def step_bytes(self) -> int:
+        """How many bytes the gradients of a step have, as they travel."""
+        return self.layout.coordinates * STORAGE[self.dtype].itemsize
+
+    @property
+    def state_bytes(self) -> int:
+        """About how many bytes a snapshot has."""
+        return self.layout.pages * self.arena.page_bytes + self.array_layout.bytes + 2 * self.step_bytes
+
+    def updates_digest(self) -> int:
+        """The digest of the last updates, 0 for none."""
+        return 0 if self.last is None else digest(self.last[1].data)
 
     @property
     def is_small(self) -> bool:
@@ -157,15 +176,13 @@ class Awake:
 
     # --- parameters and hyperparameters -------------------------------------------------------------------------------
 
-    def read_parameters(self, bits: NDArray[Any]) -> Tensor:
-        """θ as pages, `[pages, 256]`, from every parameter one after another as they travel.
+    def put_parameters(self, numbers: Numbers) -> None:
+        """Take θ, every parameter, which is finite; the steps to come follow it.
 
         Raises:
-            ParametersInvalid: a number is not finite.
+            StateTooLarge: there is no room for θ.
         """
-        values = spread(widen(bits, self.dtype), self.layout.complete)
-        require_finite(values, self.layout, ParametersInvalid, "parameter")
-        return torch.from_numpy(values).view(-1, PAGE)
+        self.hold_theta(torch.from_numpy(numbers.flat().copy()).view(-1, PAGE))
 
     def hold_theta(self, theta: Tensor | None) -> None:
         """Replace θ, `[pages, 256]`.
@@ -194,29 +211,6 @@ class Awake:
             )
         return optimizer
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def save(self, name: str) -> Checkpoint:
-        """Keep h_t, the clocks and θ under `name`; what had that name before is gone.
-
-        Raises:
-            RequestInvalid: `name` is no name.
-            StateTooLarge: there is no room for another copy.
-        """
-        return self.checkpoints.save(name, self.next_step, self.pages, self.arrays, self.clocks, self.theta)
-
-    def restore(self, name: str) -> None:
-        """Go back to a checkpoint; `next_step` goes back too.
-
-        Raises:
-            CheckpointNotFound: there is none of that name.
-            StateTooLarge: there is no room for the checkpoint's θ.
-        """
-        saved = self.checkpoints.get(name)
-        self.hold_theta(None if saved.theta is None else saved.theta.clone())
-        self.arena.copy(saved.pages, self.pages)
-        self.go_on_from(saved.step, saved.clocks.copy(), saved.arrays)
-
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def go_on_from(self, next_step: int, clocks: NDArray[np.int64], arrays: Arrays) -> None:
@@ -232,7 +226,6 @@ class Awake:
             return
         self.closed = True
         self.hold_theta(None)
-        self.checkpoints.clear()
         self.arena.free(self.pages)
         self._memory.release(self._own_bytes)
         self.arrays = {}

@@ -1,56 +1,86 @@
 """What changes a session between two steps."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from optserve_server.optimizers import Optimizer
+from optserve_server.optimizers import hyperparameters
 from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.errors import ParametersInvalid
 from optserve_server.sessions.plan import require_label, require_ttl
 from optserve_server.sessions.session import Session
+from optserve_server.sessions.steps import Numbers, require_finite
 from optserve_server.sessions.turns import Turn, Turns
 
 
-async def update(
-    turns: Turns,
-    session: Session,
-    hyperparameters: dict[str, Any] | None = None,
-    label: str | None = None,
-    ttl_seconds: float | None = None,
-) -> None:
-    """Change what may change between two steps; all of it, or nothing if something cannot be used.
+async def update(turns: Turns, session: Session, changes: dict[str, Any]) -> None:
+    """Change settings between two steps, those in `changes`; all of it, or nothing if something cannot be used.
 
     Raises:
         HyperparametersInvalid: an unknown one, a wrong value, or one that would change what h_t is made of.
         RequestInvalid: a bad label or `ttl_seconds`.
+        StorageFull: the change cannot be written; nothing has changed.
         SessionNotFound, SessionExpired: the session went away before its turn.
     """
-    if label is not None:
-        require_label(label)
-    if ttl_seconds is not None:
-        require_ttl(ttl_seconds)
+    if "label" in changes:
+        require_label(changes["label"])
+    if "ttl_seconds" in changes:
+        require_ttl(changes["ttl_seconds"])
 
     async def act(turn: Turn) -> None:
-        optimizer: Optimizer = turn.awake.configured(hyperparameters or {})
-        turn.awake.optimizer = optimizer
-        session.hold(turn.awake)
-        session.label = session.label if label is None else label
-        if ttl_seconds is not None:
-            session.prolong(ttl_seconds)
+        awake = turn.awake
+        optimizer = awake.configured(changes.get("hyperparameters", {}))
+        record = turn.log.change(awake, changes)
+
+        def work() -> None:
+            awake.optimizer = optimizer
+
+        await turn.record(record, work)
+        session.settings = session.settings.changed({**changes, "hyperparameters": hyperparameters(optimizer)})
+        if "ttl_seconds" in changes:
+            session.prolong()
 
     await turns.act(session, act)
 
 
-async def go_elsewhere(turns: Turns, session: Session, work: Callable[[Awake], None], parsed_bytes: int = 0) -> None:
-    """Let `work` put another hidden state into the session, which goes on from that state's step.
+async def put_parameters(
+    turns: Turns, session: Session, numbers: Numbers, parse: Callable[[], None], parsed_bytes: int
+) -> None:
+    """Take θ, which `parse` reads into `numbers` from `parsed_bytes` of a body.
 
     Raises:
+        ParametersInvalid: a number is not finite.
+        StateTooLarge: there is no room for θ.
+        StorageFull: θ cannot be written; nothing has changed.
+        SessionNotFound, SessionExpired: the session went away before its turn.
+    """
+
+    async def act(turn: Turn) -> None:
+        def prepare() -> None:
+            parse()
+            require_finite(numbers.flat(), session.layout, ParametersInvalid, "parameter")
+
+        await turn.do(prepare, parsed_bytes)
+        await turn.record(turn.log.parameters(turn.awake, numbers), lambda: turn.awake.put_parameters(numbers))
+
+    await turns.act(session, act)
+
+
+async def go_elsewhere(turns: Turns, session: Session, work: Callable[[Awake], Path | None]) -> None:
+    """Let `work` put another hidden state into the session, which goes on from that state's step.
+
+    It returns the file of a snapshot of that state, if there is one.
+
+    Raises:
+        StorageFull: the state cannot be written; nothing has changed.
         SessionNotFound, SessionExpired: the session went away before its turn.
         SessionError: whatever `work` raises; then nothing has changed.
     """
 
     async def act(turn: Turn) -> None:
-        await turn.do(lambda: work(turn.awake), parsed_bytes)
-        session.hold(turn.awake)
+        snapshot = await turns.waking.do(lambda: work(turn.awake))
+        await turn.start_anew(lambda: turn.log.start_anew(turn.awake, session.settings, snapshot))
+        session.next_step = turn.awake.next_step
         session.prolong()
 
     await turns.act(session, act)

@@ -1,19 +1,21 @@
-"""Copies of a session's state, kept under names in memory."""
+"""Copies of a session's state, kept under names in files of their own."""
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid
-from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
+from optserve_server.sessions import state
+from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid, SessionDamaged
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
-from optserve_server.sessions.whole import Arrays
+from optserve_server.sessions.snapshotting import put_snapshot
+from optserve_server.sessions.storage import snapshots
+from optserve_server.sessions.storage.errors import Damaged
+from optserve_server.sessions.storage.snapshots import Snapshot
 
-_OWN_BYTES = 1024  # what a checkpoint takes even where an optimizer keeps no hidden state
+_DIRECTORY = "checkpoints"
+_ENDING = ".snapshot"
 _NO_CHARACTER = "\ufffd"  # what bytes that are not UTF-8 decode to
 
 
@@ -24,69 +26,69 @@ class Checkpoint:
     name: str
     step: int
     created_at: datetime
-    pages: Tensor  # page numbers in the session's arena, int64
-    arrays: Arrays  # never changed in place, so they are the session's own
-    clocks: NDArray[np.int64]
-    theta: Tensor | None  # [pages, 256]
-    reserved: int  # bytes beside the pages
 
 
-class Checkpoints:
-    """The checkpoints of one session."""
+def require_name(name: str) -> None:
+    """Check a checkpoint's name.
 
-    def __init__(self, arena: Arena, memory: StateMemory) -> None:
-        self._arena = arena
-        self._memory = memory
-        self._by_name: dict[str, Checkpoint] = {}
+    Raises:
+        RequestInvalid: it is none.
+    """
+    if not 1 <= len(name) <= MAX_TEXT_CHARACTERS or not name.isprintable():
+        raise RequestInvalid(f"A checkpoint's name has 1 to {MAX_TEXT_CHARACTERS} printable characters.")
+    if _NO_CHARACTER in name:
+        raise RequestInvalid("The checkpoint's name is not in UTF-8.")
 
-    def __iter__(self) -> Iterator[Checkpoint]:
-        return iter(self._by_name.values())
 
-    def get(self, name: str) -> Checkpoint:
-        """The checkpoint of that name.
+def save(place: Path, session: str, awake: Awake, name: str) -> Checkpoint:
+    """Keep h_t, the clocks and θ under `name`; what had that name before is gone. They are on disk before the return.
 
-        Raises:
-            CheckpointNotFound: there is none.
-        """
-        if name not in self._by_name:
-            raise CheckpointNotFound(name, list(self._by_name))
-        return self._by_name[name]
+    Raises:
+        OSError: they cannot be written; what had the name before is still there.
+    """
+    path = _path(place, name)
+    path.parent.mkdir(exist_ok=True)
+    fields = {"last": None, "name": name, "created_at": datetime.now(UTC).isoformat()}
+    snapshot = Snapshot(session, awake.next_step, fields, {"state": state.encode(awake)})
+    snapshots.write(path, snapshot)
+    return _checkpoint(snapshot)
 
-    def save(
-        self,
-        name: str,
-        step: int,
-        pages: Tensor,
-        arrays: Arrays,
-        clocks: NDArray[np.int64],
-        theta: Tensor | None,
-    ) -> Checkpoint:
-        """Copy this state; what had the name before is gone.
 
-        Raises:
-            RequestInvalid: `name` is no name.
-            StateTooLarge: there is no room for another copy; what had the name before is still there.
-        """
-        if not 1 <= len(name) <= MAX_TEXT_CHARACTERS or not name.isprintable():
-            raise RequestInvalid(f"A checkpoint's name has 1 to {MAX_TEXT_CHARACTERS} printable characters.")
-        if _NO_CHARACTER in name:
-            raise RequestInvalid("The checkpoint's name is not in UTF-8.")
-        before = self._by_name.get(name)
-        tensors = (*arrays.values(), *(() if theta is None else (theta,)))
-        reserved = _OWN_BYTES + clocks.nbytes + sum(tensor.numel() * FLOAT_BYTES for tensor in tensors)
-        with self._memory.reserved(reserved):
-            kept = before.pages if before is not None else self._arena.allocate(len(pages))
-        if before is not None:
-            self._memory.release(before.reserved)
-        self._arena.copy(pages, kept)
-        copied = None if theta is None else theta.clone()
-        saved = Checkpoint(name, step, datetime.now(UTC), kept, arrays, clocks.copy(), copied, reserved)
-        self._by_name[name] = saved
-        return saved
+def restore(place: Path, session: str, awake: Awake, name: str) -> Path:
+    """Go back to a checkpoint, whose file is returned.
 
-    def clear(self) -> None:
-        """Delete all of them and give their memory back."""
-        for checkpoint in self:
-            self._arena.free(checkpoint.pages)
-            self._memory.release(checkpoint.reserved)
-        self._by_name = {}
+    Raises:
+        CheckpointNotFound: there is none of that name.
+        StateTooLarge: there is no room for the checkpoint's θ.
+        SessionDamaged: the file is not what was written.
+    """
+    path = _path(place, name)
+    if not path.exists():
+        raise CheckpointNotFound(name, [one.name for one in kept(place, session)])
+    try:
+        put_snapshot(awake, snapshots.read(path))
+    except Damaged as damage:
+        raise SessionDamaged(session, damage) from damage
+    return path
+
+
+def kept(place: Path, session: str) -> list[Checkpoint]:
+    """The session's checkpoints, in the order of their names.
+
+    Raises:
+        SessionDamaged: a file is not what was written.
+    """
+    try:
+        found = [_checkpoint(snapshots.read_fields(path)) for path in (place / _DIRECTORY).glob(f"*{_ENDING}")]
+    except Damaged as damage:
+        raise SessionDamaged(session, damage) from damage
+    return sorted(found, key=lambda checkpoint: checkpoint.name)
+
+
+def _checkpoint(snapshot: Snapshot) -> Checkpoint:
+    fields = snapshot.fields
+    return Checkpoint(fields["name"], snapshot.step, datetime.fromisoformat(fields["created_at"]))
+
+
+def _path(place: Path, name: str) -> Path:
+    return place / _DIRECTORY / (hashlib.sha256(name.encode()).hexdigest()[:32] + _ENDING)

@@ -8,6 +8,9 @@ SessionError
 ├── StateMismatch
 ├── StateMalformed
 ├── StateTooLarge
+├── StorageFull
+├── SessionDamaged
+├── VersionMissing
 ├── IdempotencyConflict
 └── Invalid
     ├── RequestInvalid
@@ -17,11 +20,15 @@ SessionError
     └── ParametersNeeded
 """
 
+import errno
 from typing import Any, ClassVar
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
 from optserve_server.naming import nearest, shown
+from optserve_server.sessions.storage.errors import Damaged
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SessionError(Exception):
@@ -108,6 +115,39 @@ class StateTooLarge(SessionError):
         )
 
 
+class StorageFull(SessionError):
+    """The disk has no room for what must be written before a reply."""
+
+    problem = problems.STORAGE_FULL
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's disk is full, or a limit on its files is reached: nothing was changed, and all earlier steps "
+            "are safe. Send the request again when there is room in the server's --data-dir."
+        )
+
+
+class SessionDamaged(SessionError):
+    """A file of the session is not what was written."""
+
+    problem = problems.SESSION_DAMAGED
+
+    def __init__(self, session_id: str, damage: Damaged) -> None:
+        reason = f"The files of session {session_id} are damaged ({damage.path.name}: {damage.reason})"
+        if damage.step is None:
+            super().__init__(f"{reason}. Other sessions are not touched by this.")
+        else:
+            super().__init__(
+                f'{reason}. POST …/restore {{"step": {damage.step}}} goes back to before that.', step=damage.step
+            )
+
+
+class VersionMissing(SessionError):
+    """The optimizer version that the session holds is not there any more."""
+
+    problem = problems.VERSION_NOT_FOUND
+
+
 class IdempotencyConflict(SessionError):
     """The idempotency key came before, with another body."""
 
@@ -156,3 +196,8 @@ class ParametersNeeded(Invalid):
     """The optimizer cannot step without θ."""
 
     problem = problems.PARAMETERS_NEEDED
+
+
+def storage_error(error: OSError) -> Exception:
+    """What to raise where something could not be written."""
+    return StorageFull() if error.errno in _FULL else error

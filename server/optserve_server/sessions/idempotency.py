@@ -29,3 +29,7 @@ class IdempotencyKeys:
         self._created[owner, key] = (fingerprint, created)
         if len(self._created) > MAX_KEYS:
             self._created.popitem(last=False)
+
+    def forget(self, owner: str, key: str) -> None:
+        """Let a request under this key create something again."""
+        self._created.pop((owner, key), None)

@@ -1,4 +1,4 @@
-"""A step, from the session's turn to the reply."""
+"""A step, from the session's turn to the reply: written to the journal while it is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from optserve_server.sessions.session import Session
 from optserve_server.sessions.steps import StepGradients
+from optserve_server.sessions.storage.records import Record
 from optserve_server.sessions.turns import Turn, Turns
 
 Body = bytes | memoryview
@@ -31,11 +32,17 @@ class StepRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepReply:
-    """The updates as the reply's body, and the seconds that the step waited for its turn and was computed."""
+    """The updates as the reply's body.
+
+    The step waited `queue` seconds for its turn; `compute` and `journal` seconds after that it was computed, and safe.
+    `is_approximate` says that the steps before were replayed with other bits than they once had.
+    """
 
     body: Body
     queue: float
     compute: float
+    journal: float
+    is_approximate: bool = False
 
 
 async def take_step(turns: Turns, session: Session, request: StepRequest) -> StepReply:
@@ -47,24 +54,34 @@ async def take_step(turns: Turns, session: Session, request: StepRequest) -> Ste
         StepConflict: the step is not next.
         GradientsInvalid: a gradient is not finite; nothing has changed.
         ParametersNeeded: the optimizer needs θ first; nothing has changed.
+        StorageFull: the step cannot be written; nothing has changed.
         SessionNotFound, SessionExpired: the session went away before its turn.
     """
     arrived = perf_counter()
 
     async def act(turn: Turn) -> StepReply:
         begun = perf_counter()
-        body = await turn.do(lambda: _take(turn, request), request.parsed_bytes)
+        prepared = await turn.do(lambda: _prepare(turn, request), request.parsed_bytes)
+        if isinstance(prepared, Body):
+            session.prolong()
+            return StepReply(prepared, begun - arrived, perf_counter() - begun, 0.0)
+        record, take = prepared
+        body, computed = await turn.record(record, lambda: (request.write(take()), perf_counter()))
+        safe = perf_counter()
         session.next_step = turn.awake.next_step
         session.prolong()
-        return StepReply(body, begun - arrived, perf_counter() - begun)
+        is_approximate, turn.awake.is_approximate = turn.awake.is_approximate, False
+        return StepReply(body, begun - arrived, computed - begun, safe - begun, is_approximate)
 
     return await turns.act(session, act)
 
 
-def _take(turn: Turn, request: StepRequest) -> Body:
+def _prepare(turn: Turn, request: StepRequest) -> Body | tuple[Record, Callable[[], NDArray[Any]]]:
+    """All that can be wrong with a step comes to light here: after it there is a record, and the work to be done."""
     awake, gradients = turn.awake, request.gradients
     request.parse()
     updates = awake.repeated(request.number, gradients)
-    if updates is None:
-        updates = awake.take(gradients, awake.observe(gradients))
-    return request.write(updates)
+    if updates is not None:
+        return request.write(updates)
+    observations = awake.observe(gradients)
+    return turn.log.step(awake, gradients), lambda: awake.take(gradients, observations)

@@ -9,27 +9,41 @@ from optserve.wire.gradients import STORAGE, narrow, widen
 from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.errors import GradientsInvalid, Invalid
 from optserve_server.sessions.layout import Layout, Selection
+from optserve_server.sessions.pages import FLOAT_BYTES
+from optserve_server.sessions.storage.records import Body
 
 
-class StepGradients:
-    """∇_t of the parameters in `selection`, as they travel: `bits`, `[selection.coordinates]` of `STORAGE[dtype]`.
+class Numbers:
+    """Numbers of the parameters in `selection`, as they travel: `bits`, `[selection.coordinates]` of `STORAGE[dtype]`.
 
-    Whoever receives the gradients writes them into `bits`. For float32 that already is the memory of the pages, so the
-    numbers are copied once, from the socket.
+    Whoever receives them writes them into `bits`. That is memory which the journal writes from and, for float32, which
+    has the form of pages too: the numbers are copied once, from the socket.
     """
 
-    __slots__ = ("_buffer", "bits", "dtype", "loss", "selection")
+    __slots__ = ("bits", "body", "dtype", "selection")
 
-    def __init__(self, selection: Selection, dtype: str, loss: float | None = None) -> None:
+    def __init__(self, selection: Selection, dtype: str, body: Body | None = None) -> None:
+        """Room for the numbers, or those in `body`."""
         self.selection = selection
         self.dtype = dtype
+        self.body = body or Body(selection.coordinates * STORAGE[dtype].itemsize)
+        self.bits: NDArray[Any] = self.body.octets.view(STORAGE[dtype])
+
+    def flat(self) -> NDArray[np.float32]:
+        """The numbers where they lie in the pages, one page after another: zero elsewhere."""
+        if self.dtype == "float32" and not self.selection.skipped:
+            return self.body.whole[: self.selection.layout.pages * PAGE * FLOAT_BYTES].view(np.float32)
+        return spread(widen(self.bits, self.dtype), self.selection)
+
+
+class StepGradients(Numbers):
+    """∇_t of the parameters that have one at this step, and the loss."""
+
+    __slots__ = ("loss",)
+
+    def __init__(self, selection: Selection, dtype: str, loss: float | None = None, body: Body | None = None) -> None:
+        super().__init__(selection, dtype, body)
         self.loss = loss
-        self._buffer: NDArray[np.float32] | None = None
-        if dtype == "float32" and not selection.skipped:
-            self._buffer = _padded(selection.layout)
-            self.bits: NDArray[Any] = self._buffer[: selection.coordinates]
-        else:
-            self.bits = np.empty(selection.coordinates, STORAGE[dtype])
 
     def pages(self) -> NDArray[np.float32]:
         """The gradients as `[pages, 256]`: zero for skipped parameters and behind the last coordinate.
@@ -38,9 +52,7 @@ class StepGradients:
             GradientsInvalid: a number is not finite; names the parameter and the index.
         """
         layout = self.selection.layout
-        buffer = self._buffer
-        if buffer is None:
-            buffer = spread(widen(self.bits, self.dtype), self.selection)
+        buffer = self.flat()
         require_finite(buffer, layout, GradientsInvalid, "gradient")
         return buffer.reshape(layout.pages, PAGE)
 

@@ -2,17 +2,36 @@
 
 import asyncio
 import itertools
+import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Set
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 
-from optserve_server.sessions.errors import SessionExpired, SessionNotFound
+import structlog
+
+from optserve_server.optimizers import hyperparameters
+from optserve_server.sessions.description import Description, Settings, VersionReference
+from optserve_server.sessions.errors import SessionDamaged, SessionExpired, SessionNotFound
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.layout import Layout
+from optserve_server.sessions.log import SessionLog, generation_of
 from optserve_server.sessions.pages import StateMemory
 from optserve_server.sessions.plan import Plan, ServedVersion
+from optserve_server.sessions.renewing import Renewing, park
 from optserve_server.sessions.session import Session, rfc3339
+from optserve_server.sessions.storage.committer import Committer
+from optserve_server.sessions.storage.directory import SessionDirectory
+from optserve_server.sessions.storage.errors import Damaged
+from optserve_server.sessions.storage.journal import NOTHING
+from optserve_server.sessions.storage.lineage import Lineage
+from optserve_server.sessions.summary import summarise
 from optserve_server.sessions.turns import Turns
-from optserve_server.sessions.waking import Waking
+from optserve_server.sessions.waking import LoadVersion, Waking
+
+log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 1.0
 MAX_TOMBSTONES = 10_000  # expired sessions that are remembered as such
@@ -20,35 +39,78 @@ _SWEEP_GROUP = 1000  # sessions looked at before others get the event loop
 
 
 class SessionStore:
-    """Sessions by id. Its methods are called on the event loop."""
+    """Sessions by id, awake or asleep. Its methods are called on the event loop."""
 
-    def __init__(self, memory: StateMemory) -> None:
+    def __init__(
+        self,
+        memory: StateMemory,
+        directory: SessionDirectory,
+        load: LoadVersion,
+        *,
+        sync: bool = True,
+        park_after: float = 600.0,
+    ) -> None:
+        """A store whose sessions are those in `directory`, all asleep; made on the event loop.
+
+        Args:
+            memory: the limit for those that are awake.
+            directory: the files.
+            load: gives optimizer versions.
+            sync: whether a step is synced to the disk before its reply, or only written.
+            park_after: seconds after which a session that idles is put to sleep.
+        """
         self.memory = memory
-        self.waking = Waking(memory)
-        self.turns = Turns()
+        self.directory = directory
+        self.sync = sync
+        self._park_after = park_after
+        self.waking = Waking(memory, directory, load, self._make_room)
+        self.turns = Turns(self.waking, Committer(sync=sync), self._after_a_turn)
+        self.renewing = Renewing(self.turns)
         self._sessions: dict[str, Session] = {}  # in the order of their creation
-        self._numbers = itertools.count(1)
+        self._last_number = 0
+        self._unread = dict.fromkeys(directory.sessions())
+        self._damaged: dict[str, Damaged] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._creating: dict[str, asyncio.Task[Session]] = {}
         self._tombstones: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → its owner, and when it expired
         self._keys = IdempotencyKeys()
+        self._closing = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self._unread)
+
+    @property
+    def awake(self) -> int:
+        """How many sessions are awake."""
+        return sum(session.awake is not None for session in self._sessions.values())
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to sweep expired sessions away."""
+        """Begin to read what sessions there are, to sweep expired ones away, and to put idle ones to sleep."""
+        self._reader = asyncio.create_task(self._read_all())
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    async def close(self) -> None:
-        """Let the work in hand come to its end, and stop."""
+    async def close(self, seconds: float = 4.0) -> None:
+        """Let the work in hand come to its end, make snapshots for so many seconds, and stop.
+
+        What has no snapshot yet is in the journals all the same.
+        """
+        self._closing.set()
+        if self._reader is not None:
+            self._reader.cancel()
         if self._sweeper is not None:
-            self._sweeper.cancel()
+            await self._sweeper
+        await self.renewing.close()
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(park(self.turns, session, until) for session in self._sessions.values()))
         await self.turns.close()
+        self.directory.close()
 
     async def sweep(self) -> None:
-        """Remember expired sessions as such, and give their memory back."""
+        """Remember expired sessions as such and remove them; put idle ones to sleep."""
         for count, session in enumerate(list(self._sessions.values())):
             if count % _SWEEP_GROUP == 0:
                 await asyncio.sleep(0)
@@ -57,55 +119,150 @@ class SessionStore:
                 if len(self._tombstones) > MAX_TOMBSTONES:
                     self._tombstones.popitem(last=False)
                 await self._remove(session, expired=True)
+            elif session.is_idle(self._park_after):
+                await park(self.turns, session)
+
+    def _after_a_turn(self, session: Session) -> None:
+        self.renewing.look_at(session)
+
+    async def _make_room(self) -> bool:
+        """Put the session to sleep that was not used for longest; False if all are in use."""
+        idle = [session for session in self._sessions.values() if session.is_idle(0)]
+        if idle:
+            await park(self.turns, min(idle, key=lambda session: session.used_at))
+        return bool(idle)
 
     async def _sweep_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            await self.sweep()
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), SWEEP_SECONDS)
+            try:
+                await self.sweep()
+            except OSError as error:
+                log.warning("a session cannot be removed", reason=str(error))
+
+    # --- those on disk ------------------------------------------------------------------------------------------------
+
+    async def _read_all(self) -> None:
+        for session_id in list(self._unread):
+            await self._read(session_id)
+        self._sessions = dict(sorted(self._sessions.items(), key=lambda item: item[1].number))
+
+    async def _read(self, session_id: str) -> None:
+        """Read what the files of a session tell, unless somebody does or has."""
+        if session_id not in self._unread:
+            return
+        reading = self._reading.get(session_id)
+        if reading is None:
+            reading = self._reading[session_id] = asyncio.create_task(self._read_one(session_id))
+        await asyncio.shield(reading)
+
+    async def _read_one(self, session_id: str) -> None:
+        try:
+            summary = await self.waking.do(partial(summarise, self.directory.place(session_id)))
+            self._enter(Session(summary.description, summary.settings, summary.next_step, summary.seconds_left()))
+        except Damaged as damage:
+            log.warning("a session is damaged", session=session_id, reason=str(damage))
+            self._damaged[session_id] = damage
+        finally:
+            del self._unread[session_id], self._reading[session_id]
+
+    def _enter(self, session: Session) -> None:
+        description = session.description
+        self._sessions[session.id] = session
+        self._last_number = max(self._last_number, session.number)
+        if description.idempotency_key is not None:
+            self._keys.remember(session.owner, description.idempotency_key, description.fingerprint, session.id)
+
+    async def _require_all_read(self) -> None:
+        if self._unread and self._reader is not None:
+            await asyncio.shield(self._reader)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    def find_created(self, owner: str, key: str, fingerprint: str) -> Session | None:
+    async def find_created(self, owner: str, key: str, fingerprint: str) -> Session | None:
         """The session that an earlier request of this owner under this idempotency key created.
 
         Raises:
             IdempotencyConflict: the key came with another request.
             SessionNotFound, SessionExpired: that session is gone.
         """
+        await self._require_all_read()
         created = self._keys.find(owner, key, fingerprint)
-        return None if created is None else self.get(created, {owner})
+        if created in self._creating:
+            return await asyncio.shield(self._creating[created])
+        return None if created is None else await self.get(created, {owner})
 
-    def create(
+    async def create(
         self, version: ServedVersion, layout: Layout, plan: Plan, key: str | None = None, fingerprint: str = ""
     ) -> Session:
         """A new session at step 0; under an idempotency key, the one that was created under it.
+
+        It is on disk before the return.
 
         Raises:
             RequestInvalid: something in the plan.
             HyperparametersInvalid: its hyperparameters are none of the optimizer's.
             StateTooLarge: there is no room for its hidden state.
+            StorageFull: there is no room for its files.
             IdempotencyConflict: the key came with another request.
         """
-        if key is not None and (created := self.find_created(plan.owner, key, fingerprint)) is not None:
+        if key is not None and (created := await self.find_created(plan.owner, key, fingerprint)) is not None:
             return created
         plan.check()
-        awake = self.waking.begin(version, layout, plan)
-        session = Session(next(self._numbers), version, layout, plan)
-        session.hold(awake)
-        self._sessions[session.id] = session
+        self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
+        description = Description(
+            id=secrets.token_hex(16),
+            number=self._last_number,
+            created_at=datetime.now(UTC),
+            version=VersionReference(version.name, version.number, version.sha256),
+            layout=layout,
+            plan=plan,
+            idempotency_key=key,
+            fingerprint=fingerprint,
+        )
+        creation = asyncio.create_task(self._create(description, version))
         if key is not None:
-            self._keys.remember(plan.owner, key, fingerprint, session.id)
+            self._keys.remember(plan.owner, key, fingerprint, description.id)
+            self._creating[description.id] = creation
+        return await asyncio.shield(creation)
+
+    async def _create(self, description: Description, version: ServedVersion) -> Session:
+        plan = description.plan
+        try:
+            awake = await self.waking.begin(description, version)
+            try:
+                settings = Settings(hyperparameters(awake.optimizer), plan.label, plan.ttl_seconds)
+                generation = generation_of(description.id, awake, settings, NOTHING)
+                create = partial(self.directory.create, description.id, description.to_json(), generation)
+                journal = await self.waking.do(create)
+            except BaseException:
+                await self.waking.release(awake)
+                raise
+        except BaseException:
+            if description.idempotency_key is not None:
+                self._keys.forget(plan.owner, description.idempotency_key)
+            raise
+        finally:
+            self._creating.pop(description.id, None)
+        session = Session(description, settings, 0, plan.ttl_seconds)
+        session.hold(awake, SessionLog(description.id, Lineage(journal.path.parent), journal))
+        self._enter(session)
         return session
 
-    def get(self, session_id: str, owners: Set[str]) -> Session:
+    async def get(self, session_id: str, owners: Set[str]) -> Session:
         """The session of that id; those of others than these owners are not there.
 
         Raises:
             SessionNotFound: there is none.
             SessionExpired: there was one.
+            SessionDamaged: there is one, but nothing can be said of it.
         """
+        await self._read(session_id)
         session = self._sessions.get(session_id)
         if session is None:
+            if session_id in self._damaged:
+                raise SessionDamaged(session_id, self._damaged[session_id])
             owner, expired_at = self._tombstones.get(session_id, (None, ""))
             if owner in owners:
                 raise SessionExpired(session_id, expired_at)
@@ -116,8 +273,9 @@ class SessionStore:
             raise SessionExpired(session_id, rfc3339(session.expires_at))
         return session
 
-    def after(self, number: int, limit: int, owners: Set[str]) -> list[Session]:
+    async def after(self, number: int, limit: int, owners: Set[str]) -> list[Session]:
         """At most `limit` sessions of these owners, created after the one with this number, the oldest first."""
+        await self._require_all_read()
         later = (one for one in self._sessions.values() if one.number > number and one.owner in owners)
         return list(itertools.islice((one for one in later if not one.overdue), limit))
 
@@ -127,7 +285,7 @@ class SessionStore:
         Raises:
             SessionNotFound, SessionExpired: there is none.
         """
-        await self._remove(self.get(session_id, owners), expired=False)
+        await self._remove(await self.get(session_id, owners), expired=False)
 
     async def _remove(self, session: Session, *, expired: bool) -> None:
         del self._sessions[session.id]
@@ -137,3 +295,4 @@ class SessionStore:
         async with session.turn:
             session.end(expired=expired)
             await self.waking.drop(session)
+            await self.waking.do(partial(self.directory.remove, session.id))

@@ -35,8 +35,8 @@ def append(journal: Journal, steps: range) -> None:
 def place(tmp_path: Path) -> Iterator[Path]:
     """Generations 1 (steps 0 to 9), 2 (10 to 19, with a snapshot), abandoned 3, 4 (from 15 on); and a checkpoint."""
     directory = SessionDirectory(tmp_path)
-    place = directory.create(SESSION, {"label": "größer"})
-    append(Journal.begin(journal_path(place, 1), generation()), range(10))
+    append(directory.create(SESSION, {"label": "größer"}, generation()), range(10))
+    place = directory.place(SESSION)
     lineage = Lineage(place)
     append(lineage.begin(generation(first_step=10, parent=1), state(10)), range(10, 20))
     append(lineage.begin(generation(first_step=20, parent=2)), range(20, 25))

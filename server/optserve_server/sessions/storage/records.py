@@ -248,4 +248,4 @@ class _Front:
 
     @property
     def extras(self) -> dict[str, Any]:
-        return json.loads(self.between[: self.extras_size]) if self.extras_size else {}  # type: ignore[no-any-return]
+        return json.loads(self.between[: self.extras_size]) if self.extras_size else {}

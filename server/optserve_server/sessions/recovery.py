@@ -1,0 +1,82 @@
+"""A session's state from its files: the nearest snapshot, and every record after it once more."""
+
+from pathlib import Path
+
+from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.description import Settings
+from optserve_server.sessions.log import SessionLog
+from optserve_server.sessions.plan import configured
+from optserve_server.sessions.snapshotting import put_snapshot
+from optserve_server.sessions.steps import Numbers, StepGradients
+from optserve_server.sessions.storage import snapshots
+from optserve_server.sessions.storage.errors import Damaged
+from optserve_server.sessions.storage.journal import Journal, reading
+from optserve_server.sessions.storage.lineage import Leg, Lineage, Route, journal_path
+from optserve_server.sessions.storage.records import Kind, Record, RecordReader
+
+
+def recover(session: str, place: Path, awake: Awake, settings: Settings) -> SessionLog:
+    """Give an awake part, at h_0, the session's present state.
+
+    If the journals name another kernel than the awake part, or some updates turn out to be others, the session goes on
+    in a generation of its own from here, and `awake.is_approximate`.
+
+    Raises:
+        Damaged: a file is not what was written.
+        StateTooLarge: there is no room for θ.
+        OSError: a file cannot be read or written.
+    """
+    lineage = Lineage(place)
+    route = lineage.route()
+    reader = replay(awake, place, route)
+    generation = route.legs[-1].generation
+    journal = Journal.behind(journal_path(place, generation.number), generation, reader)
+    log = SessionLog(session, lineage, journal, replayed=awake.next_step - route.legs[0].generation.first_step)
+    if any(leg.generation.kernel != awake.kernel for leg in route.legs):
+        awake.is_approximate = True
+    if awake.is_approximate:
+        log.start_anew(awake, settings)
+    return log
+
+
+def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
+    """Take an awake part, at h_0, the way to a state; the reader, at its end, of the last journal on that way.
+
+    Raises:
+        Damaged: a file is not what was written.
+        StateTooLarge: there is no room for θ.
+        OSError: a file cannot be read.
+    """
+    if route.snapshot is not None:
+        put_snapshot(awake, snapshots.read(route.snapshot))
+    for leg in route.legs:
+        reader = _replay_leg(awake, journal_path(place, leg.generation.number), leg)
+    return reader
+
+
+def _replay_leg(awake: Awake, path: Path, leg: Leg) -> RecordReader:
+    settings = Settings(**leg.generation.settings)
+    awake.optimizer = configured(awake.version.optimizer, settings.hyperparameters)
+    with reading(path) as (_, reader):
+        for record in reader:
+            is_step = record.kind == Kind.STEP
+            if is_step and leg.until is not None and record.step >= leg.until:
+                break
+            if record.step != awake.next_step:
+                raise Damaged(path, f"step {awake.next_step} is missing", awake.next_step)
+            if record.updates_digest != awake.updates_digest():
+                awake.is_approximate = True
+            _replay_record(awake, record)
+    return reader
+
+
+def _replay_record(awake: Awake, record: Record) -> None:
+    layout = awake.layout
+    if record.kind == Kind.STEP:
+        selection = layout.select(record.extras.get("skip", ()))
+        gradients = StepGradients(selection, awake.dtype, record.loss, record.body)
+        awake.take(gradients, awake.observe(gradients))
+    elif record.kind == Kind.PARAMETERS:
+        awake.put_parameters(Numbers(layout.complete, awake.dtype, record.body))
+    else:
+        awake.optimizer = awake.configured(record.extras.get("hyperparameters", {}))

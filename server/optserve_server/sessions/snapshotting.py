@@ -1,0 +1,39 @@
+"""A session's state as a snapshot and back: h_t, the clocks and θ, and the last step with its reply."""
+
+from typing import Any
+
+import numpy as np
+
+from optserve.wire.gradients import STORAGE
+from optserve_server.sessions import state
+from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.steps import StepGradients
+from optserve_server.sessions.storage.records import Body
+from optserve_server.sessions.storage.snapshots import Snapshot
+
+
+def take_snapshot(session: str, awake: Awake) -> Snapshot:
+    """A copy of all that a session has to remember."""
+    sections: dict[str, Any] = {"state": state.encode(awake)}
+    last: dict[str, Any] | None = None
+    if awake.last is not None:
+        gradients, updates = awake.last
+        sections |= {"gradients": gradients.body.octets.data, "updates": updates.view(np.uint8).data}
+        last = {"loss": gradients.loss, "skip": sorted(gradients.selection.skipped)}
+    return Snapshot(session, awake.next_step, {"last": last}, sections)
+
+
+def put_snapshot(awake: Awake, snapshot: Snapshot) -> None:
+    """Let a session go on from a snapshot.
+
+    Raises:
+        StateMalformed, StateMismatch: it is not of this session.
+        StateTooLarge: there is no room for its θ.
+    """
+    state.decode(awake, snapshot.sections["state"])
+    last = snapshot.fields["last"]
+    if last is not None:
+        body = Body(len(snapshot.sections["gradients"]))
+        body.octets[:] = np.frombuffer(snapshot.sections["gradients"], np.uint8)
+        gradients = StepGradients(awake.layout.select(last["skip"]), awake.dtype, last["loss"], body)
+        awake.last = gradients, np.frombuffer(snapshot.sections["updates"], STORAGE[awake.dtype])
