@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve bench reproduce lint format constraints venv clean
+.PHONY: help demo test serve bench reproduce lint scan audit fuzz format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -19,7 +19,7 @@ demo: $(VENV)/server.stamp ## Train a digits classifier through HTTP, against tu
 serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000; PORT=8123 for another port
 	@$(BIN)/optserve serve $(if $(PORT),--port $(PORT))
 
-test: lint ## Run every check and every test
+test: lint scan ## Run every check and every test
 	@$(BIN)/pytest
 
 bench: $(VENV)/bench.stamp ## Run every benchmark, into benchmarks/results/
@@ -33,6 +33,20 @@ lint: $(VENV)/dev.stamp ## Check style, types and the arrows between rooms
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: make format"; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@report=$$($(BIN)/lint-imports 2>&1) || { echo "$$report"; exit 1; }
+
+scan: $(VENV)/dev.stamp ## Check that every package is pinned and goes with the others, and look for secrets in the files
+	@$(BIN)/pip check --quiet
+	@$(BIN)/python scripts/check_pins.py
+	@git ls-files -z -- ':!*.png' ':!*.safetensors' \
+		| xargs -0 $(BIN)/detect-secrets-hook --exclude-lines 'USER:PASS(WORD)?@HOST' --exclude-secrets '^OPTSERVE_'
+
+audit: $(VENV)/dev.stamp ## Look the pinned packages up among the known vulnerabilities; needs the internet
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/pip install --quiet 'pip-audit>=2.9'
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+fuzz: $(VENV)/dev.stamp ## Call every route with generated input, EXAMPLES=200 times each
+	@FUZZ_EXAMPLES=$(or $(EXAMPLES),200) $(BIN)/pytest tests/fuzzing
 
 format: $(VENV)/dev.stamp ## Format the code, and mend what can be mended by itself
 	@$(BIN)/ruff check --quiet --fix .

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -74,6 +74,12 @@ def _wait_until_ready(url: str) -> None:
     while httpx.get(f"{url}/readyz").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Callable[..., AbstractContextManager[RunningServer]]:
+    """Runs a further server, with options of the command line, in a directory, as long as the block lasts."""
+    return running_server
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """The OpenAPI document: valid, and complete enough to generate a client from."""
 
+import json
+import re
+
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -70,6 +73,30 @@ def test_every_path_parameter_is_documented(document, operations):
             if key.endswith(f" {path}"):
                 declared = {one["name"] for one in operation.get("parameters", []) if one["in"] == "path"}
                 assert declared == names, key
+
+
+def test_every_reference_leads_somewhere(document):
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document))) <= known
+    assert "#/components/schemas/Growth" in known
+
+
+def test_every_body_can_fail_to_be_one(operations):
+    for key, operation in operations.items():
+        if "requestBody" in operation:
+            assert documented(operation) >= {"malformed-body", "body-too-large", "unsupported-media-type"}, key
+
+
+def test_a_reply_tells_what_can_be_called_next(operations):
+    links = operations["POST /v1/sessions"]["responses"]["201"]["links"]
+    assert links["take_step"]["parameters"] == {"session_id": "$response.body#/id", "step": "$response.body#/next_step"}
+    of_sessions = {one["operationId"] for key, one in operations.items() if "/sessions/{session_id}" in key}
+    assert set(links) == of_sessions
+
+
+def test_a_state_is_documented_as_the_file_that_it_is(operations):
+    state = operations["GET /v1/sessions/{session_id}/state"]["responses"]["200"]
+    assert set(state["content"]) == {"application/x-safetensors"}
 
 
 def test_a_step_is_documented_in_all_its_forms(operations):

@@ -10,7 +10,9 @@ from fastapi.openapi.utils import get_openapi
 from optserve.wire import API_PREFIX, HEADER_SERVER_TIMING, HEADER_STEP, problems
 from optserve.wire.api_keys import CLIENT
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
+from optserve.wire.problems import ProblemType
 from optserve_server.api.authorisation import METRICS_PATH, SCHEME
+from optserve_server.api.links import add_links
 from optserve_server.api.problems import SCHEMA, SCHEMA_NAME, responses
 
 _NUMBERS = (
@@ -51,6 +53,14 @@ def path(name: str, description: str, schema: dict[str, Any] | None = None) -> d
         "schema": schema or {"type": "string"},
     }
 
+
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON body by a schema made with `SCHEMAS`."""
+    return {"required": True, "content": {JSON: {"schema": schema}}}
+
+
+SCHEMAS = "#/components/schemas/{model}"
+"""Where a schema's parts are in the document."""
 
 SESSION_ID = path("session_id", "The session's `id`")
 
@@ -146,9 +156,23 @@ def _with_security(schema: dict[str, Any]) -> None:
             refused = [problems.UNAUTHORIZED]
             if operation.setdefault("security", [{SCHEME: [CLIENT]}]) != [{SCHEME: [CLIENT]}]:
                 refused.append(problems.FORBIDDEN)
-            for status, reply in responses(*refused).items():
-                operation["responses"].setdefault(str(status), reply)
+            _document(operation, *refused)
             operation[TENANCY] = _TENANCIES[path.removeprefix(API_PREFIX).split("/")[1]]
+
+
+def _with_bodies(schema: dict[str, Any]) -> None:
+    """Say of every route with a body how it can fail to be one, and keep the schemas that bodies share in one place."""
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                schema["components"]["schemas"] |= content["schema"].pop("$defs", {})
+            if "requestBody" in operation:
+                _document(operation, problems.MALFORMED_BODY, problems.BODY_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE)
+
+
+def _document(operation: dict[str, Any], *types: ProblemType) -> None:
+    for status, reply in responses(*types).items():
+        operation["responses"].setdefault(str(status), reply)
 
 
 def install(app: FastAPI) -> None:
@@ -167,6 +191,8 @@ def install(app: FastAPI) -> None:
             schema.setdefault("components", {}).setdefault("schemas", {})[SCHEMA_NAME] = SCHEMA
             _with_security(schema)
             app.openapi_schema = _with_named_pages(schema)
+            _with_bodies(app.openapi_schema)
+            add_links(app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ from optserve.wire import API_PREFIX, problems
 from optserve.wire.bodies import Page
 from optserve.wire.evaluations import EvaluationInfo, EvaluationRequest, EvaluationSummary, Rank
 from optserve.wire.gradients import JSON
+from optserve_server.api import documents
 from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, read_number
@@ -30,7 +31,7 @@ router = APIRouter(prefix="/evaluations", tags=["evaluations"], route_class=Json
 EvaluationId = Annotated[str, Path(description="The evaluation's `id`")]
 
 _INFO = TypeAdapter(EvaluationInfo)
-_REQUEST = {"required": True, "content": {JSON: {"schema": TypeAdapter(EvaluationRequest).json_schema()}}}
+_REQUEST = documents.json_body(TypeAdapter(EvaluationRequest).json_schema(ref_template=documents.SCHEMAS))
 
 
 @router.post(

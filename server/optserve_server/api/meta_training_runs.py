@@ -8,9 +8,8 @@ from fastapi.concurrency import run_in_threadpool
 
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.bodies import Page
-from optserve.wire.gradients import JSON
 from optserve.wire.meta_training import ResumeRequest, RunInfo, RunMetrics
-from optserve_server.api import recipes
+from optserve_server.api import documents, recipes
 from optserve_server.api.authorisation import RequiresAdmin, UsesCaller, UsesKeys
 from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import (
@@ -50,7 +49,7 @@ LastEventId = Annotated[
     ),
 ]
 
-_RECIPE = {"required": True, "content": {JSON: {"schema": Recipe.model_json_schema()}}}
+_RECIPE = documents.json_body(Recipe.model_json_schema(ref_template=documents.SCHEMAS))
 
 
 @router.post(

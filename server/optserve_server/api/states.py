@@ -100,7 +100,11 @@ async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore
 
 
 @plain_router.get(
-    "/state", summary="Download the hidden state", openapi_extra=documents.GET_STATE, responses=responses(*_GONE)
+    "/state",
+    summary="Download the hidden state",
+    response_class=Response,
+    openapi_extra=documents.GET_STATE,
+    responses=responses(*_GONE),
 )
 async def get_state(request: Request) -> Response:
     """The whole of h_t as a safetensors file; equal states give equal bytes."""
