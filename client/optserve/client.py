@@ -16,6 +16,7 @@ from optserve.meta_training import AsyncMetaTraining, MetaTraining
 from optserve.optimizers import AsyncOptimizers, Optimizers
 from optserve.session import AsyncSessions, Sessions
 from optserve.tasks import AsyncTasks, Tasks
+from optserve.wire.limits import Usage
 
 TIMEOUT = 60.0
 RETRIES = 5
@@ -31,7 +32,7 @@ class Client:
         tasks: list the task families.
         meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
-        api_keys: make, list and revoke API keys.
+        api_keys: make, list and revoke API keys; read what they use.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class Client:
         self.meta_training = MetaTraining(self._connection)
         self.evaluations = Evaluations(self._connection)
         self.api_keys = ApiKeys(self._connection)
+
+    def usage(self) -> Usage:
+        """What this client's key uses now and has used so far, and its limits."""
+        return self.api_keys.usage()
 
     def close(self) -> None:
         """Close the sockets. Sessions live on on the server."""
@@ -90,7 +95,7 @@ class AsyncClient:
         tasks: list the task families.
         meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
-        api_keys: make, list and revoke API keys.
+        api_keys: make, list and revoke API keys; read what they use.
     """
 
     def __init__(
@@ -110,6 +115,10 @@ class AsyncClient:
         self.meta_training = AsyncMetaTraining(self._connection)
         self.evaluations = AsyncEvaluations(self._connection)
         self.api_keys = AsyncApiKeys(self._connection)
+
+    async def usage(self) -> Usage:
+        """What this client's key uses now and has used so far, and its limits."""
+        return await self.api_keys.usage()
 
     async def close(self) -> None:
         """Close the sockets. Sessions live on on the server."""

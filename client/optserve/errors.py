@@ -38,10 +38,11 @@ OptserveError
     ├── WeightsInvalid          422
     ├── RecipeInvalid           422, with `path`
     ├── EvaluationInvalid       422
-    ├── QuotaExceeded           429
+    ├── QuotaExceeded           429, with `limit` and `at_most`
     ├── HeadersTooLarge         431
     ├── InternalError           500
     ├── SessionDamaged          500
+    ├── ServerBusy              503
     ├── Draining                503
     ├── StateTooLarge           507
     └── StorageFull             507
@@ -345,6 +346,16 @@ class QuotaExceeded(ProblemError):
 
     problem = problems.QUOTA_EXCEEDED
 
+    @property
+    def limit(self) -> str | None:
+        """Which limit: a member of `Limits`."""
+        return self.fields.get("limit")
+
+    @property
+    def at_most(self) -> float | None:
+        """The limit itself."""
+        return self.fields.get("at_most")
+
 
 class HeadersTooLarge(ProblemError):
     """The request's line and headers are too long: too many names in `skip`, or a proxy that adds too much."""
@@ -356,6 +367,12 @@ class InternalError(ProblemError):
     """The server failed: its log says why."""
 
     problem = problems.INTERNAL
+
+
+class ServerBusy(ProblemError):
+    """The server has no room for another body now: try again in a moment."""
+
+    problem = problems.SERVER_BUSY
 
 
 class Draining(ProblemError):

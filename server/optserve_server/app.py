@@ -22,10 +22,14 @@ from optserve_server.api import (
     states,
     steps,
     tasks,
+    usage,
 )
 from optserve_server.api import metrics as metrics_page
+from optserve_server.api.accounts import WRITE_SECONDS, Accounts
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
+from optserve_server.api.metering import BodyMemory, Metering
+from optserve_server.api.periodic import Periodic
 from optserve_server.api.traffic import Drain, Traffic
 from optserve_server.api.versions import VersionCache
 from optserve_server.machine import memory_bytes
@@ -63,17 +67,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = _open_database(settings)
     app.state.directory = SessionDirectory(settings.sessions)
     app.state.idempotency_keys = {}
+    app.state.accounts = accounts = Accounts(app.state.database)
+    app.state.bodies = bodies = BodyMemory(settings.body_memory or memory_bytes() // 4)
     app.state.drain = drain = Drain()
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for resource in (sessions, states, optimizers, aliases, tasks, meta_training_runs, evaluations, api_keys):
+    for resource in (sessions, states, optimizers, aliases, tasks, meta_training_runs, evaluations, usage, api_keys):
         versioned.include_router(resource.router)
     versioned.include_router(states.plain_router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step
     app.include_router(versioned)
     app.include_router(health.router)
     app.include_router(metrics_page.router)
+    app.add_middleware(Metering, accounts=accounts, bodies=bodies)
     app.add_middleware(Authorisation, metrics_token=settings.metrics_token)
     app.add_middleware(Traffic, drain=drain)  # the last one added is the first to see a request
     problems.install(app)
@@ -93,26 +100,31 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         sync=settings.durability == SYNCED,
         park_after=settings.park_after,
     )
-    app.state.keys = keys = KeyRing(database, may_be_open=settings.may_be_open)
+    app.state.keys = keys = KeyRing(database, settings.limits, may_be_open=settings.may_be_open)
     await keys.start()
+    accounts: Accounts = app.state.accounts
+    counting = Periodic(WRITE_SECONDS, accounts.write, "what API keys have used cannot be written down")
+    counting.start()
     store.start()
-    _watch(store, app.state.drain)
+    _watch(store, app.state.drain, app.state.bodies)
     log.info("ready", state_memory=store.memory.limit)
     try:
         yield
     finally:
         await store.close()
+        await counting.close(last=True)
         await keys.close()
         database.close()
         log.info("stopped", sessions=len(store))
 
 
-def _watch(store: SessionStore, drain: Drain) -> None:
+def _watch(store: SessionStore, drain: Drain, bodies: BodyMemory) -> None:
     metrics.BUILD.info({"version": optserve.__version__})
     metrics.SESSIONS.labels("awake").set_function(lambda: store.awake)
     metrics.SESSIONS.labels("parked").set_function(lambda: len(store) - store.awake)
     metrics.STATE_BYTES.labels("memory").set_function(lambda: store.memory.used)
     metrics.REQUESTS_IN_HAND.set_function(lambda: len(drain.in_hand))
+    metrics.BODY_BYTES.set_function(lambda: bodies.used)
     metrics.STATE_MEMORY_LIMIT.set_function(lambda: store.memory.limit)
 
 

@@ -90,4 +90,7 @@ REQUESTS = Counter(
     "optserve_requests", "Requests answered, by the route's template", ["method", "route", "status"], registry=REGISTRY
 )
 REQUESTS_IN_HAND = Gauge("optserve_requests_in_hand", "Requests that are not answered yet", registry=REGISTRY)
+BODY_BYTES = Gauge(
+    "optserve_body_bytes", "Bytes of the bodies of requests that are not answered yet", registry=REGISTRY
+)
 PROBLEMS = Counter("optserve_problems", "Problems answered, by their type", ["type"], registry=REGISTRY)

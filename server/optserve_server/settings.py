@@ -9,6 +9,7 @@ from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from optserve.connection import API_KEY_VARIABLE, URL_VARIABLE
+from optserve.wire.limits import Limits
 from optserve_server.naming import nearest
 
 FILE = "optserve.toml"
@@ -48,6 +49,18 @@ class Settings(BaseSettings):
     """Seconds after which the hidden state of a session that idles leaves memory; its next step brings it back."""
     max_body_bytes: ByteSize = Field(default=ByteSize(1 << 30), ge=1 << 20)
     """The longest body of a request."""
+    body_memory: ByteSize | None = Field(default=None, ge=1 << 20)
+    """The most bytes of requests' bodies at once; absent, a quarter of the memory that the process may use."""
+    max_sessions: int | None = Field(default=10_000, ge=0)
+    """Of one API key, as the next four are; a key can have others of its own."""
+    max_coordinates: int | None = Field(default=None, ge=0)
+    """Of all its sessions together; absent, as many as there is room for."""
+    max_bytes_in_flight: ByteSize | None = None
+    """Bytes of the bodies of its requests that are not answered yet; absent, as many as there is room for."""
+    max_requests_per_second: float | None = Field(default=None, gt=0)
+    """On average; what was not used for a second may come at once."""
+    max_runs: int | None = Field(default=100, ge=0)
+    """Meta-training runs at once, those that wait too."""
     metrics_token: SecretStr | None = Field(default=None, min_length=16)
     """What reads `/metrics` of a server with API keys, sent as `Authorization: Bearer`; an admin's key does too."""
 
@@ -69,6 +82,17 @@ class Settings(BaseSettings):
     def sessions(self) -> Path:
         """The directory of the sessions."""
         return self.data_dir / "sessions"
+
+    @property
+    def limits(self) -> Limits:
+        """Those of an API key that has no others."""
+        return Limits(
+            self.max_sessions,
+            self.max_coordinates,
+            self.max_bytes_in_flight,
+            self.max_requests_per_second,
+            self.max_runs,
+        )
 
     @property
     def may_be_open(self) -> bool:

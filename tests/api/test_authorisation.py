@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 import optserve
 from optserve import errors
+from optserve.wire.limits import Limits
 from optserve_server.api.authorisation import Authorisation
 from optserve_server.api.key_ring import KeyRing
 from optserve_server.registry import api_keys
@@ -21,7 +22,7 @@ ADMINS_ONLY = {"api-keys", "meta-training-runs"}
 """Resources that only admins see."""
 WRITTEN_BY_ADMINS = {"optimizers", "evaluations"}
 """Resources that every key reads, and only admins change."""
-EVERYBODYS = {"sessions", "tasks"}
+EVERYBODYS = {"sessions", "tasks", "usage"}
 """Resources of every key."""
 
 WITHIN_A_SECOND = 1.5  # a test's machine may be busy
@@ -183,7 +184,7 @@ def rename(served):
 
 def test_a_mounted_application_is_as_closed():
     """The routing takes the mount's prefix away, so the keys must be asked for below it."""
-    keys = KeyRing(None, may_be_open=False)
+    keys = KeyRing(None, Limits(), may_be_open=False)
     application = SimpleNamespace(state=SimpleNamespace(keys=keys))
     sent = []
 

@@ -95,7 +95,7 @@ def made(served, hole: str, key: str, tiny_recipe: dict[str, Any]) -> str:
         "session_id": ("sessions", {"optimizer": "adam", "parameters": [{"name": "w", "shape": [1]}]}),
         "run_id": ("meta-training-runs", tiny_recipe),
     }[hole]
-    reply = httpx.post(f"{served.url}/v1/{path}", json=body, headers=served.headers(key))
+    reply = httpx.post(f"{served.url}/v1/{path}", json=body, headers=served.headers(key), timeout=60)
     assert reply.is_success, reply.text
     return str(reply.json()["id"])
 
@@ -164,6 +164,10 @@ def test_lists_of_what_belongs_to_a_key_show_its_own(routes, call, served, tiny_
         for route in routes
         if route.operation.get("x-optserve-tenancy") == "own" and route.method == "GET" and "{" not in route.path
     ]
+    (usage,) = (route for route in lists if route.path == "/v1/usage")
+    lists.remove(usage)
+    for key in (*CLIENTS, *ADMINS):
+        assert call(usage, key).json()["key"] == key
     own = {hole: {made(served, hole, owner, tiny_recipe) for owner in OWNERS[hole].values()} for hole in OWNERS}
     assert {route.path for route in lists} == {"/v1/sessions", "/v1/meta-training-runs"}
     for route in lists:

@@ -71,7 +71,7 @@ def test_a_revoked_key_ends_what_it_still_watches(served, tiny_recipe):
     with served.client("admin") as admin:
         key = {"Authorization": f"Bearer {admin.api_keys.create('watcher', 'admin').key}"}
         path = f"{served.url}/v1/meta-training-runs"
-        run = httpx.post(path, json=tiny_recipe, headers=key).json()
+        run = httpx.post(path, json=tiny_recipe, headers=key, timeout=60).json()
         with httpx.stream("GET", f"{path}/{run['id']}/metrics", headers={**key, "Accept": "text/event-stream"}) as told:
             admin.api_keys.revoke("watcher")
             assert "event: end" not in list(told.iter_lines())

@@ -90,6 +90,15 @@ def test_show_one_version(run):
     assert shown["sha256"] in text
 
 
+def test_usage(run):
+    uses = json.loads(ok(run("usage", "--json")))
+    assert (uses["key"], uses["limits"]["sessions"]) == ("anonymous", 10_000)
+    text = ok(run("usage"))
+    for word in ("anonymous", "bytes in flight", "10000", "requests so far"):
+        assert word in text
+    assert "There is no API key 'nobody'" in failed(run("usage", "nobody"))
+
+
 def test_tasks(run):
     listed = json.loads(ok(run("tasks", "--json")))
     text = ok(run("tasks"))

@@ -55,6 +55,19 @@ def test_a_key_is_made_listed_and_revoked(run):
         assert digest(key) not in text
 
 
+def test_a_key_is_given_limits_of_its_own(run):
+    ok(run("create", "--scope", "client", "--name", "ci", "--max-sessions", "3", "--max-requests-per-second", "0.5"))
+    (listed,) = json.loads(ok(run("list", "--json")))
+    assert listed["limits"] == {
+        "sessions": 3,
+        "coordinates": None,
+        "bytes_in_flight": None,
+        "requests_per_second": 0.5,
+        "runs": None,
+    }
+    assert "sessions 3, requests per second 0.5" in ok(run("list"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -63,6 +76,7 @@ def test_a_key_is_made_listed_and_revoked(run):
         (("create", "--scope", "admin", "--name", "grace"), "'grace' already"),
         (("create", "--scope", "admin", "--name", "7"), "add a letter"),
         (("create", "--scope", "admin", "--name", "ada", "--expires-in", "0"), "cannot expire in 0 days"),
+        (("create", "--scope", "client", "--name", "ci", "--max-runs", "-1"), "runs cannot be -1"),
         (("list", "--data-dir", "elsewhere"), "there is no database"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from optserve.cli import evaluations, optimizers, runs, sessions, tasks
+from optserve.cli import evaluations, optimizers, runs, sessions, tasks, usage
 from optserve.errors import OptserveError
 
 ENTRY_POINTS = "optserve.commands"
@@ -33,6 +33,7 @@ def build() -> typer.Typer:
     app.add_typer(tasks.app)
     app.add_typer(runs.app)
     app.add_typer(evaluations.app)
+    app.add_typer(usage.app)
     app.command()(runs.metatrain)
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
         entry_point.load()(app)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from optserve.wire.limits import Limits
 from optserve.wire.schema import REPLY, REQUEST, Number
 
 CLIENT, ADMIN = "client", "admin"
@@ -23,6 +24,8 @@ class ApiKeyRequest:
     """`client` or `admin`."""
     expires_in_days: Number | None = None
     """Absent: it never expires."""
+    limits: Limits | None = None
+    """Its own limits; what is absent is as the server's settings say."""
 
     __pydantic_config__: ClassVar[Any] = REQUEST
 
@@ -42,6 +45,8 @@ class ApiKeyInfo:
     last_used_at: str | None
     """Some seconds behind; null: never."""
     revoked_at: str | None
+    limits: Limits
+    """Its own; null: as the server's settings say."""
 
     __pydantic_config__: ClassVar[Any] = REPLY
 

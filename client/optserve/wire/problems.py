@@ -55,6 +55,7 @@ QUOTA_EXCEEDED = ProblemType("quota-exceeded", 429, "A limit of this API key is 
 HEADERS_TOO_LARGE = ProblemType("headers-too-large", 431, "The request's line and headers are too long")
 SESSION_DAMAGED = ProblemType("session-damaged", 500, "A file of the session is damaged")
 INTERNAL = ProblemType("internal-error", 500, "The server failed")
+SERVER_BUSY = ProblemType("server-busy", 503, "The server has no room for another body now")
 DRAINING = ProblemType("draining", 503, "The server is shutting down")
 STATE_TOO_LARGE = ProblemType("state-too-large", 507, "There is no room for this hidden state")
 STORAGE_FULL = ProblemType("storage-full", 507, "The server's disk is full")

@@ -2,12 +2,12 @@
 
 import asyncio
 import hashlib
-import json
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
+from pydantic import TypeAdapter
 
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.api_keys import ApiKeyInfo, ApiKeyRequest, NewApiKey
@@ -24,6 +24,7 @@ router = APIRouter(prefix="/api-keys", tags=["API keys"], route_class=JsonRoute,
 
 IdOrName = Annotated[str, Path(description="The key's `id`, or the name of an unrevoked one")]
 
+_MADE = TypeAdapter(NewApiKey)
 _making = asyncio.Lock()
 
 
@@ -57,9 +58,9 @@ async def create_api_key(
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
     async with _making:  # a key is looked up and remembered before another request can bring the same one
         before = repeats.find(caller.name, idempotency_key, fingerprint) if idempotency_key else None
-        made = NewApiKey(**json.loads(before)) if before else await run_in_threadpool(_make, database, body)
+        made = _MADE.validate_json(before) if before else await run_in_threadpool(_make, database, body)
         if idempotency_key:
-            repeats.remember(caller.name, idempotency_key, fingerprint, json.dumps(asdict(made)))
+            repeats.remember(caller.name, idempotency_key, fingerprint, _MADE.dump_json(made).decode())
     await run_in_threadpool(ring.refresh)
     response.headers["Cache-Control"] = "no-store"
     response.headers["Location"] = f"{API_PREFIX}/api-keys/{made.id}"
@@ -98,5 +99,11 @@ def revoke_api_key(id_or_name: IdOrName, ring: UsesKeys, database: UsesDatabase)
 
 def _make(database: Database, body: ApiKeyRequest) -> NewApiKey:
     with database.session(write=True) as db_session:
-        row, key = api_keys.add_key(db_session, body.name, body.scope, expires_in_days=body.expires_in_days)
-    return NewApiKey(**asdict(api_keys.describe(row)), key=key)
+        row, key = api_keys.add_key(
+            db_session, body.name, body.scope, expires_in_days=body.expires_in_days, limits=body.limits
+        )
+    return _new(api_keys.describe(row), key)
+
+
+def _new(made: ApiKeyInfo, key: str) -> NewApiKey:
+    return NewApiKey(**{one.name: getattr(made, one.name) for one in fields(ApiKeyInfo)}, key=key)

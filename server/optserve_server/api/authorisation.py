@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.api_keys import ADMIN
+from optserve.wire.limits import Limits
 from optserve_server.api.key_ring import Caller, KeyRing
 from optserve_server.api.problems import Problem, response
 
@@ -24,7 +25,9 @@ SCHEME = "apiKey"
 
 METRICS_PATH = "/metrics"
 
-_METRICS_READER = Caller.of("metrics_token", ADMIN)  # on that path alone
+METRICS_READER = Caller.of("metrics_token", ADMIN, Limits())
+"""Who sends the metrics token, on that path alone."""
+
 _HEADER = b"authorization"
 
 
@@ -46,7 +49,7 @@ class Authorisation:
             authorization = _authorization(scope)
             try:
                 reads_metrics = path == METRICS_PATH and self._is_metrics_token(authorization)
-                caller = _METRICS_READER if reads_metrics else keys.caller(authorization)
+                caller = METRICS_READER if reads_metrics else keys.caller(authorization)
             except Problem as refused:
                 reply = response(refused.problem, refused.detail, {"WWW-Authenticate": "Bearer"})
                 await reply(scope, receive, send)

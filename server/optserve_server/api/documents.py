@@ -27,6 +27,13 @@ _NESTED = {
     "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "array", "items": {}}]},
 }
 
+_OF_BODIES = (
+    problems.MALFORMED_BODY,
+    problems.BODY_TOO_LARGE,
+    problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.SERVER_BUSY,
+)
+
 TENANCY = "x-optserve-tenancy"
 OWN, SHARED = "own", "shared"
 _TENANCIES = {
@@ -36,11 +43,30 @@ _TENANCIES = {
     "tasks": SHARED,
     "evaluations": SHARED,
     "api-keys": SHARED,
+    "usage": OWN,
     "metrics": SHARED,
 }
 """Of each resource: whether its things belong to a key, and are not there for others; or are everybody's who may call.
 
 Every operation of the document says it as `x-optserve-tenancy`."""
+
+_QUOTA_HEADERS = {
+    "Retry-After": {
+        "description": "Seconds, where waiting helps; this limit is then passed again",
+        "schema": {"type": "integer"},
+    },
+    "RateLimit": {
+        "description": "Of a key with `requests_per_second`, on every reply: how many requests remain (`r`), and in "
+        "how many seconds all do (`t`)",
+        "schema": {"type": "string"},
+        "example": '"requests";r=0;t=1',
+    },
+    "RateLimit-Policy": {
+        "description": "How many requests (`q`) in how many seconds (`w`)",
+        "schema": {"type": "string"},
+        "example": '"requests";q=100;w=1',
+    },
+}
 
 
 def path(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -156,7 +182,8 @@ def _with_security(schema: dict[str, Any]) -> None:
             refused = [problems.UNAUTHORIZED]
             if operation.setdefault("security", [{SCHEME: [CLIENT]}]) != [{SCHEME: [CLIENT]}]:
                 refused.append(problems.FORBIDDEN)
-            _document(operation, *refused)
+            _document(operation, *refused, problems.QUOTA_EXCEEDED)
+            operation["responses"]["429"]["headers"] = _QUOTA_HEADERS
             operation[TENANCY] = _TENANCIES[path.removeprefix(API_PREFIX).split("/")[1]]
 
 
@@ -167,12 +194,14 @@ def _with_bodies(schema: dict[str, Any]) -> None:
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 schema["components"]["schemas"] |= content["schema"].pop("$defs", {})
             if "requestBody" in operation:
-                _document(operation, problems.MALFORMED_BODY, problems.BODY_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE)
+                _document(operation, *_OF_BODIES)
 
 
 def _document(operation: dict[str, Any], *types: ProblemType) -> None:
     for status, reply in responses(*types).items():
-        operation["responses"].setdefault(str(status), reply)
+        known = operation["responses"].setdefault(str(status), reply)
+        if reply["description"] not in known["description"]:
+            known["description"] += f"; {reply['description']}"
 
 
 def install(app: FastAPI) -> None:

@@ -2,27 +2,28 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from functools import partial
 
 from optserve.wire import problems
 from optserve.wire.api_keys import ADMIN, ANONYMOUS
+from optserve.wire.limits import Limits
+from optserve_server.api.periodic import Periodic
 from optserve_server.api.problems import Problem
 from optserve_server.registry import api_keys
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import ApiKey
-
-log = structlog.get_logger(__name__)
 
 REFRESH_SECONDS = 0.75
 """How old the keys in memory get. With the reading itself, a key revoked elsewhere is refused within a second."""
 
 WRITE_SECONDS = 10.0
 """How far the times of last use in the database are behind: all uses of a key until then are one write."""
+
+_AWAY = "the API keys in memory are not those of the database"
+"""Those read last stay in force, so that training goes on while the database is away."""
 
 _MEND = (
     "Send `Authorization: Bearer KEY` (the Python client: `api_key`, or OPTSERVE_API_KEY); whoever runs the server "
@@ -39,15 +40,12 @@ class Caller:
     scope: str
     owners: frozenset[str]
     """Whose sessions and runs are there for the caller: its own, and for an admin those of `anonymous` too."""
+    limits: Limits
 
     @classmethod
-    def of(cls, name: str, scope: str) -> "Caller":
+    def of(cls, name: str, scope: str, limits: Limits) -> "Caller":
         """The holder of a key of this name and scope."""
-        return cls(name, scope, frozenset({name, ANONYMOUS} if scope == ADMIN else {name}))
-
-
-ANYBODY = Caller.of(ANONYMOUS, ADMIN)
-"""Whoever calls a server without keys may do everything."""
+        return cls(name, scope, frozenset({name, ANONYMOUS} if scope == ADMIN else {name}), limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +61,23 @@ class _Held:
 class KeyRing:
     """All keys as they were in the database a moment ago, and when each was last used.
 
-    `may_be_open`: whether everybody may call as long as there is no unrevoked key; otherwise nobody may.
+    `may_be_open`: whether everybody may call as long as there is no unrevoked key; otherwise nobody may. `limits`: of
+    whoever has no others.
     """
 
-    def __init__(self, database: Database, *, may_be_open: bool) -> None:
+    def __init__(self, database: Database, limits: Limits, *, may_be_open: bool) -> None:
         self._database = database
+        self._limits = limits
+        self._anybody = Caller.of(ANONYMOUS, ADMIN, limits)  # who may do everything where there are no keys
         self._may_be_open = may_be_open
         self._held: Mapping[str, _Held] = {}
         self._open = False
         self._reading = threading.Lock()
         self._uses: dict[int, datetime] = {}
         self._written = datetime.min.replace(tzinfo=UTC)
-        self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        # Apart, for a write may have to wait for another one, and reading never does.
+        self._refreshing = Periodic(REFRESH_SECONDS, partial(asyncio.to_thread, self.refresh), _AWAY)
+        self._writing = Periodic(WRITE_SECONDS, partial(asyncio.to_thread, self.write_uses), _AWAY)
 
     async def start(self) -> None:
         """Read the keys, and go on reading them.
@@ -84,21 +86,19 @@ class KeyRing:
             sqlalchemy.exc.SQLAlchemyError: the database cannot be read.
         """
         await asyncio.to_thread(self.refresh)
-        # Apart, for a write may have to wait for another one, and reading never does.
-        for seconds, work in ((REFRESH_SECONDS, self.refresh), (WRITE_SECONDS, self.write_uses)):
-            self._tasks.append(asyncio.create_task(self._every(seconds, work)))
+        self._refreshing.start()
+        self._writing.start()
 
     async def close(self) -> None:
         """Stop reading, and write down what was not written yet."""
-        self._closing.set()
-        await asyncio.gather(*self._tasks)
-        await self._attempt(self.write_uses)
+        await self._refreshing.close()
+        await self._writing.close(last=True)
 
     def refresh(self) -> None:
         """Read the keys now: what was committed before this call counts from its end on."""
         with self._reading, self._database.session() as db_session:
             rows = api_keys.list_keys(db_session)
-            self._held = {row.sha256: _held(row) for row in rows}
+            self._held = {row.sha256: self._hold(row) for row in rows}
             self._open = self._may_be_open and all(row.revoked_at is not None for row in rows)
 
     def write_uses(self) -> None:
@@ -120,7 +120,7 @@ class KeyRing:
         if held is not None:
             return self._accept(held)
         if self._open:  # what was sent is a key of another server, perhaps; here it makes no difference
-            return ANYBODY
+            return self._anybody
         if authorization is None:
             raise Problem(problems.UNAUTHORIZED, f"This server asks for an API key. {_MEND}")
         raise Problem(problems.UNAUTHORIZED, f"The `Authorization` sent holds no API key of this server. {_MEND}")
@@ -136,25 +136,9 @@ class KeyRing:
         self._uses[held.key_id] = moment
         return held.caller
 
-    async def _every(self, seconds: float, work: Callable[[], None]) -> None:
-        while not await self._closes_within(seconds):
-            await self._attempt(work)
+    def limits(self, key: ApiKey) -> Limits:
+        """A key's limits: its own, and for the rest the server's."""
+        return replace(self._limits, **key.limits or {})
 
-    async def _attempt(self, work: Callable[[], None]) -> None:
-        try:
-            await asyncio.to_thread(work)
-        except SQLAlchemyError as error:
-            # The keys last read stay in force, so that training goes on while the database is away.
-            reason = str(error).partition("\n")[0]
-            log.warning("the API keys in memory are not those of the database", reason=reason)
-
-    async def _closes_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._closing.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
-
-
-def _held(row: ApiKey) -> _Held:
-    return _Held(row.id, Caller.of(row.name, row.scope), row.expires_at, row.revoked_at)
+    def _hold(self, key: ApiKey) -> _Held:
+        return _Held(key.id, Caller.of(key.name, key.scope, self.limits(key)), key.expires_at, key.revoked_at)

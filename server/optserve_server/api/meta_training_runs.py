@@ -20,6 +20,7 @@ from optserve_server.api.dependencies import (
     UsesSettings,
     read_number,
 )
+from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import responses
 from optserve_server.api.run_replies import EVENT_STREAM, describe, describe_row, stream
 from optserve_server.metatraining.recipes import Recipe
@@ -76,7 +77,7 @@ async def create_meta_training_run(
 ) -> RunInfo:
     """Queue a run of a recipe, whose keys are those of the TOML files. `start_from` is resolved now, to one version."""
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
-    info = await run_in_threadpool(_create, database, settings, body, caller.name, idempotency_key, fingerprint)
+    info = await run_in_threadpool(_create, database, settings, body, caller, idempotency_key, fingerprint)
     response.headers["Location"] = f"{API_PREFIX}/meta-training-runs/{info.id}"
     return info
 
@@ -171,7 +172,7 @@ def resume_meta_training_run(
     """
     with recipes.naming_the_key(), database.session(write=True) as db_session:
         run = runs.get_run(db_session, run_id, caller.owners, lock=True)
-        runs.resume_run(db_session, run, None if body is None else body.outer_steps)
+        runs.resume_run(db_session, run, None if body is None else body.outer_steps, at_most=caller.limits.runs)
         return describe(runs.get_entry(db_session, run_id, caller.owners))
 
 
@@ -179,11 +180,11 @@ def _create(
     database: Database,
     settings: Settings,
     body: dict[str, Any],
-    owner: str,
+    caller: Caller,
     idempotency_key: str | None,
     fingerprint: str,
 ) -> RunInfo:
-    run = _find(database, owner, idempotency_key)
+    run = _find(database, caller.name, idempotency_key)
     if run is None:
         recipe = recipes.check(database, body, settings)
         with database.session(write=True) as db_session:
@@ -191,9 +192,10 @@ def _create(
                 db_session,
                 recipe.content,
                 start_from=recipe.start_from,
-                owner=owner,
+                owner=caller.name,
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint,
+                at_most=caller.limits.runs,
             )
     if run.fingerprint != fingerprint:
         raise IdempotencyConflict(str(idempotency_key))

@@ -17,6 +17,7 @@ from optserve_server.api.problems import responses
 from optserve_server.naming import shown
 from optserve_server.sessions.changing import update
 from optserve_server.sessions.errors import RequestInvalid
+from optserve_server.sessions.holdings import Allowance
 from optserve_server.sessions.layout import MAX_PARAMETERS, lay_out
 from optserve_server.sessions.plan import Plan
 from optserve_server.sessions.session import Session, rfc3339
@@ -62,7 +63,8 @@ async def create_session(
         room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
         layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
         version = await versions.resolve(settings.default_optimizer if body.optimizer is None else body.optimizer)
-        session = await store.create(version, layout, plan, idempotency_key, fingerprint)
+        allowance = Allowance(caller.limits.sessions, caller.limits.coordinates)
+        session = await store.create(version, layout, plan, idempotency_key, fingerprint, allowance)
     response.headers["Location"] = f"{API_PREFIX}/sessions/{session.id}"
     return describe(session)
 

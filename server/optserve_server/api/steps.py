@@ -21,6 +21,7 @@ from optserve.wire import (
 )
 from optserve_server import metrics
 from optserve_server.api import forms, json_form
+from optserve_server.api.accounts import Account
 from optserve_server.api.bodies import PlainRoute, receive
 from optserve_server.api.documents import STEP
 from optserve_server.api.key_ring import Caller
@@ -77,6 +78,8 @@ async def take_step(request: Request) -> Response:
 
     asked = StepRequest(number, gradients, lambda: _take_loss(parse(), gradients), length, write)
     reply = await stepping.take_step(store.turns, session, asked)
+    account: Account = request.state.account
+    account.steps += 1
     metrics.step_taken(gradients.selection.coordinates, queue=reply.queue, compute=reply.compute, journal=reply.journal)
     return Response(reply.body, 200, _headers(number, reply, store), form)
 

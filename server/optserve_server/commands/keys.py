@@ -14,11 +14,15 @@ from optserve_server.commands.common import DatabaseUrl, DataDir, opened_databas
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from optserve.wire.limits import Limits
+
 app = typer.Typer(
     name="keys",
     no_args_is_help=True,
     help="API keys. As soon as there is one, a server on this database serves nobody without.",
 )
+
+_AS_SET = "[default: as the server's settings say]"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,15 +34,26 @@ def create(
     expires_in: Annotated[
         float | None, typer.Option(metavar="DAYS", help="Refuse the key after so many days.  [default: never]")
     ] = None,
+    max_sessions: Annotated[int | None, typer.Option(help=f"Sessions at once.  {_AS_SET}")] = None,
+    max_coordinates: Annotated[int | None, typer.Option(help=f"Coordinates of all of them.  {_AS_SET}")] = None,
+    max_bytes_in_flight: Annotated[
+        int | None, typer.Option(help=f"Bytes of bodies that are not answered yet.  {_AS_SET}")
+    ] = None,
+    max_requests_per_second: Annotated[
+        float | None, typer.Option(help=f"Requests a second, on average.  {_AS_SET}")
+    ] = None,
+    max_runs: Annotated[int | None, typer.Option(help=f"Meta-training runs at once.  {_AS_SET}")] = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key and print it, this once: only its SHA-256 is kept."""
+    from optserve.wire.limits import Limits
     from optserve_server.registry import api_keys
 
+    limits = Limits(max_sessions, max_coordinates, max_bytes_in_flight, max_requests_per_second, max_runs)
     with _transaction(database_url, data_dir, create=True) as db_session:
-        row, key = api_keys.add_key(db_session, name, scope, expires_in_days=expires_in)
+        row, key = api_keys.add_key(db_session, name, scope, expires_in_days=expires_in, limits=limits)
     made = api_keys.describe(row)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(made), "key": key}))
@@ -60,9 +75,9 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None, as_json: A
         typer.echo(json.dumps([dataclasses.asdict(one) for one in found]))
         return
     print_table(
-        ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked"),
+        ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked", "limits"),
         (
-            (one.id, one.name, one.scope, one.prefix, *map(minute, moments))
+            (one.id, one.name, one.scope, one.prefix, *map(minute, moments), _own(one.limits))
             for one in found
             for moments in [(one.created_at, one.expires_at, one.last_used_at, one.revoked_at)]
         ),
@@ -85,6 +100,11 @@ def revoke(
     typer.echo(f"the {row.scope} key {row.name!r} ({row.prefix}…) is revoked")
     if not others:
         typer.echo("That was the last key: a server that only this machine reaches is open again to everybody on it.")
+
+
+def _own(limits: "Limits") -> str:
+    given = dataclasses.asdict(limits).items()
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in given if value is not None)
 
 
 @contextmanager

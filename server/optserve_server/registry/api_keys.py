@@ -4,6 +4,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, exists, or_, select, update
@@ -11,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from optserve.wire.api_keys import ANONYMOUS, SCOPES, ApiKeyInfo
+from optserve.wire.limits import Limits
 from optserve_server.naming import nearest, shown
 from optserve_server.registry.aliases import SERVER
 from optserve_server.registry.errors import ApiKeyExists, ApiKeyInvalid, ApiKeyNotFound
@@ -21,6 +23,7 @@ KEY_PREFIX = "optserve_"
 """How every key begins, so that one in the wrong place is recognised, by people and by scanners for secrets."""
 
 LONGEST_DAYS = 36_500.0
+LARGEST_LIMIT = 2**53
 
 _RANDOM_BYTES = 24
 _SHOWN = len(KEY_PREFIX) + 6  # characters of a key that are kept, to tell it from others
@@ -31,11 +34,18 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def add_key(db_session: Session, name: str, scope: str, *, expires_in_days: float | None = None) -> tuple[ApiKey, str]:
+def add_key(
+    db_session: Session,
+    name: str,
+    scope: str,
+    *,
+    expires_in_days: float | None = None,
+    limits: Limits | None = None,
+) -> tuple[ApiKey, str]:
     """Make a key; the second of the two is the key itself, which cannot be had again.
 
     Raises:
-        ApiKeyInvalid: a name, a scope or a time that no key can have.
+        ApiKeyInvalid: a name, a scope, a time or a limit that no key can have.
         ApiKeyExists: an unrevoked key has this name.
     """
     _require_name(name)
@@ -51,6 +61,7 @@ def add_key(db_session: Session, name: str, scope: str, *, expires_in_days: floa
         prefix=key[:_SHOWN],
         created_at=created_at,
         expires_at=expires_at,
+        limits=None if limits is None else _own_limits(limits),
     )
     try:
         with db_session.begin_nested():
@@ -71,6 +82,7 @@ def describe(key: ApiKey) -> ApiKeyInfo:
         expires_at=_moment(key.expires_at),
         last_used_at=_moment(key.last_used_at),
         revoked_at=_moment(key.revoked_at),
+        limits=Limits(**key.limits or {}),
     )
 
 
@@ -138,6 +150,15 @@ def _lifetime(days: float) -> timedelta:
     if not (math.isfinite(days) and 0 < days <= LONGEST_DAYS):
         raise _invalid("expires_in_days", f"A key cannot expire in {days:g} days; write 0 < days <= {LONGEST_DAYS:g}.")
     return timedelta(days=days)
+
+
+def _own_limits(limits: Limits) -> dict[str, float] | None:
+    given = {name: value for name, value in asdict(limits).items() if value is not None}
+    for name, value in given.items():
+        if not 0 <= value <= LARGEST_LIMIT or (name == "requests_per_second" and value <= 0):
+            least = "above 0" if name == "requests_per_second" else "at least 0"
+            raise _invalid(f"limits/{name}", f"{name} cannot be {value:g}; write a number {least}, at most 2^53.")
+    return given or None
 
 
 def _moment(moment: datetime | None) -> str | None:

@@ -176,6 +176,21 @@ class OuterStepsInvalid(RegistryError):
         super().__init__(detail, errors=[{"pointer": "#/outer_steps", "detail": detail}])
 
 
+class QuotaExceeded(RegistryError):
+    """The owner has as many runs as it may."""
+
+    problem = problems.QUOTA_EXCEEDED
+
+    def __init__(self, owner: str, at_most: int, used: int) -> None:
+        super().__init__(
+            f"The API key {owner!r} has {used} meta-training runs that are not over, and may have {at_most}. Wait for "
+            "one to end, or cancel one.",
+            limit="runs",
+            at_most=at_most,
+            used=used,
+        )
+
+
 class RunConflict(RegistryError):
     """The meta-training run is in a status in which this cannot be done."""
 

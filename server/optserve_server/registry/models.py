@@ -1,5 +1,5 @@
 """The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; the runs that
-write versions; API keys.
+write versions; API keys, and what they use.
 
 Triggers in the migrations refuse any change to a version or to an alias's history.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -191,6 +192,8 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     """Some seconds behind."""
     revoked_at: Mapped[datetime | None]
+    limits: Mapped[dict[str, Any] | None]
+    """Those of `optserve.wire.limits.Limits` that are its own."""
 
     __table_args__ = (
         Index(
@@ -205,6 +208,18 @@ class ApiKey(Base):
         CheckConstraint(f"length(sha256) = {SHA256_LENGTH}", "sha256"),
         CheckConstraint("expires_at > created_at", "expires_at"),
     )
+
+
+class Usage(Base):
+    """What the API keys of one name have used so far; some seconds behind."""
+
+    __tablename__ = "usage"
+
+    owner: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    steps: Mapped[int] = mapped_column(BigInteger)
+    bytes_received: Mapped[int] = mapped_column(BigInteger)
+    bytes_sent: Mapped[int] = mapped_column(BigInteger)
 
 
 class MetaTrainingRun(Leased, Base):

@@ -20,8 +20,8 @@ from optserve_server.metatraining import recipes
 from optserve_server.metatraining.outer_loop import Progress
 from optserve_server.naming import is_name
 from optserve_server.registry import leases, optimizers
-from optserve_server.registry.errors import OuterStepsInvalid, RunConflict, RunNotFound
-from optserve_server.registry.models import MetaTrainingMetrics, MetaTrainingRun, TrainingCheckpoint, Version
+from optserve_server.registry.errors import OuterStepsInvalid, QuotaExceeded, RunConflict, RunNotFound
+from optserve_server.registry.models import ApiKey, MetaTrainingMetrics, MetaTrainingRun, TrainingCheckpoint, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,12 @@ def get_metrics(db_session: Session, run: MetaTrainingRun, outer_step: int) -> M
     return db_session.get_one(MetaTrainingMetrics, (run.number, outer_step))
 
 
+def count_unfinished(db_session: Session, owner: str) -> int:
+    """How many of an owner's runs are not over."""
+    query = select(func.count()).where(MetaTrainingRun.owner == owner, MetaTrainingRun.status.not_in(leases.OVER))
+    return db_session.scalar(query) or 0
+
+
 def find_start(db_session: Session, run: MetaTrainingRun) -> Version | None:
     """The version whose weights are the run's φ_0, where it starts from one."""
     return None if run.start_from_id is None else db_session.get_one(Version, run.start_from_id)
@@ -127,8 +133,14 @@ def add_run(
     owner: str,
     idempotency_key: str | None,
     fingerprint: str,
+    at_most: int | None = None,
 ) -> MetaTrainingRun:
-    """Queue a run of a complete recipe. A run that was asked for under the same key at the same time comes instead."""
+    """Queue a run of a complete recipe. A run that was asked for under the same key at the same time comes instead.
+
+    Raises:
+        QuotaExceeded: the owner has `at_most` runs already that are not over.
+    """
+    _require_room(db_session, owner, at_most)
     run = MetaTrainingRun(
         name=recipe["name"],
         recipe=recipe,
@@ -154,7 +166,9 @@ def cancel_run(db_session: Session, run: MetaTrainingRun) -> None:
     leases.request_cancel(db_session, run)
 
 
-def resume_run(db_session: Session, run: MetaTrainingRun, outer_steps: int | None) -> None:
+def resume_run(
+    db_session: Session, run: MetaTrainingRun, outer_steps: int | None, *, at_most: int | None = None
+) -> None:
     """Queue a run that is over once more, to go on from its training checkpoint, up to `outer_steps` where given.
 
     Outer steps behind the checkpoint are forgotten: with more of them to come, they may come out otherwise.
@@ -163,6 +177,7 @@ def resume_run(db_session: Session, run: MetaTrainingRun, outer_steps: int | Non
         RunConflict: it is not over, or has made all its outer steps.
         OuterStepsInvalid: fewer outer steps than it has.
         RecipeError: more outer steps than a recipe can have.
+        QuotaExceeded: the owner has `at_most` runs already that are not over.
     """
     if run.status not in leases.OVER:
         raise RunConflict(f"Run {run.id} is {run.status}; only a run that is over can be resumed.", run.status)
@@ -171,6 +186,7 @@ def resume_run(db_session: Session, run: MetaTrainingRun, outer_steps: int | Non
     if run.status == leases.SUCCEEDED and outer_steps in (None, run.outer_steps):
         message = f"Run {run.id} has made all its {run.outer_steps} outer steps; resume it with more `outer_steps`."
         raise RunConflict(message, run.status)
+    _require_room(db_session, run.owner, at_most)
     kept = _checkpointed_outer_step(db_session, run)
     behind = (MetaTrainingMetrics.run_number == run.number) & (MetaTrainingMetrics.outer_step > kept)
     db_session.execute(delete(MetaTrainingMetrics).where(behind))
@@ -234,6 +250,17 @@ def _entries() -> Select[Any]:
         .scalar_subquery()
     )
     return select(MetaTrainingRun, MetaTrainingMetrics.meta_loss, held_out).outerjoin(MetaTrainingMetrics, last)
+
+
+def _require_room(db_session: Session, owner: str, at_most: int | None) -> None:
+    if at_most is None:
+        return
+    # PostgreSQL lets others write beside this; the key's row keeps them from counting the same runs meanwhile.
+    key = select(ApiKey.id).where(ApiKey.name == owner, ApiKey.revoked_at.is_(None))
+    db_session.execute(key.with_for_update())
+    used = count_unfinished(db_session, owner)
+    if used >= at_most:
+        raise QuotaExceeded(owner, at_most, used)
 
 
 def _owned(query: Select[Any], owners: Set[str] | None) -> Select[Any]:

@@ -12,6 +12,7 @@ SessionError
 ├── SessionDamaged
 ├── VersionMissing
 ├── IdempotencyConflict
+├── QuotaExceeded
 └── Invalid
     ├── RequestInvalid
     ├── ParametersInvalid
@@ -156,6 +157,21 @@ class IdempotencyConflict(SessionError):
     def __init__(self, key: str) -> None:
         super().__init__(
             f"The idempotency key {shown(key)} was used for a request with another body; take a new key for a new one."
+        )
+
+
+class QuotaExceeded(SessionError):
+    """The owner holds as much as it may."""
+
+    problem = problems.QUOTA_EXCEEDED
+
+    def __init__(self, owner: str, limit: str, at_most: int, used: int, more: int) -> None:
+        super().__init__(
+            f"The API key {owner!r} has {used} {limit} and may have {at_most}; this session would be {more} more. "
+            "Delete sessions that are not needed, or ask whoever runs the server for more.",
+            limit=limit,
+            at_most=at_most,
+            used=used,
         )
 
 

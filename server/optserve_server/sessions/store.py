@@ -15,6 +15,7 @@ import structlog
 from optserve_server.optimizers import hyperparameters
 from optserve_server.sessions.description import Description, Settings, VersionReference
 from optserve_server.sessions.errors import SessionDamaged, SessionExpired, SessionNotFound
+from optserve_server.sessions.holdings import NO_LIMITS, Allowance, Holdings
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.layout import Layout
 from optserve_server.sessions.log import SessionLog, generation_of
@@ -73,6 +74,7 @@ class SessionStore:
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._creating: dict[str, asyncio.Task[Session]] = {}
         self._tombstones: OrderedDict[str, tuple[str, str]] = OrderedDict()  # id → its owner, and when it expired
+        self.holdings = Holdings()
         self._keys = IdempotencyKeys()
         self._closing = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -160,7 +162,9 @@ class SessionStore:
     async def _read_one(self, session_id: str) -> None:
         try:
             summary = await self.waking.do(partial(summarise, self.directory.place(session_id)))
-            self._enter(Session(summary.description, summary.settings, summary.next_step, summary.seconds_left()))
+            session = Session(summary.description, summary.settings, summary.next_step, summary.seconds_left())
+            self.holdings.add(session.owner, session.layout.coordinates)
+            self._enter(session)
         except Damaged as damage:
             log.warning("a session is damaged", session=session_id, reason=str(damage))
             self._damaged[session_id] = damage
@@ -194,7 +198,13 @@ class SessionStore:
         return None if created is None else await self.get(created, {owner})
 
     async def create(
-        self, version: ServedVersion, layout: Layout, plan: Plan, key: str | None = None, fingerprint: str = ""
+        self,
+        version: ServedVersion,
+        layout: Layout,
+        plan: Plan,
+        key: str | None = None,
+        fingerprint: str = "",
+        allowance: Allowance = NO_LIMITS,
     ) -> Session:
         """A new session at step 0; under an idempotency key, the one that was created under it.
 
@@ -205,11 +215,14 @@ class SessionStore:
             HyperparametersInvalid: its hyperparameters are none of the optimizer's.
             StateTooLarge: there is no room for its hidden state.
             StorageFull: there is no room for its files.
+            QuotaExceeded: its owner holds as much as its `allowance`.
             IdempotencyConflict: the key came with another request.
         """
+        await self._require_all_read()  # those that are not read yet are held too
         if key is not None and (created := await self.find_created(plan.owner, key, fingerprint)) is not None:
             return created
         plan.check()
+        self.holdings.add(plan.owner, layout.coordinates, allowance)
         self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
         description = Description(
             id=secrets.token_hex(16),
@@ -240,6 +253,7 @@ class SessionStore:
                 await self.waking.release(awake)
                 raise
         except BaseException:
+            self.holdings.remove(plan.owner, description.layout.coordinates)
             if description.idempotency_key is not None:
                 self._keys.forget(plan.owner, description.idempotency_key)
             raise
@@ -289,6 +303,7 @@ class SessionStore:
 
     async def _remove(self, session: Session, *, expired: bool) -> None:
         del self._sessions[session.id]
+        self.holdings.remove(session.owner, session.layout.coordinates)
         await asyncio.shield(asyncio.create_task(self._end(session, expired=expired)))
 
     async def _end(self, session: Session, *, expired: bool) -> None:
