@@ -64,8 +64,10 @@ def read_toml(path: Path, error: type[DescriptionError]) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
+    except ValueError as invalid:  # also where it is not UTF-8, or a number has thousands of digits
         raise error("", f"{path} is not TOML: {invalid}") from invalid
+    except RecursionError as invalid:
+        raise error("", f"{path} is nested too deeply") from invalid
 
 
 def _unknown_key(table: type[Table], location: tuple[int | str, ...]) -> str:

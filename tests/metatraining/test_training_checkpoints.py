@@ -110,3 +110,5 @@ def test_other_files_are_refused() -> None:
         training_checkpoints.decode(data, torch.device("cpu"))
     with pytest.raises(ValueError, match="not a safetensors file"):
         training_checkpoints.decode(data[:100], torch.device("cpu"))
+    with pytest.raises(ValueError, match="of no run: it has not curriculum, descent"):
+        OuterLoop.resume(parse(), training_checkpoints.encode({"recipe": {}}))

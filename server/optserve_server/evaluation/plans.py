@@ -74,7 +74,7 @@ def parse_task(text: str) -> dict[str, Any]:
     A value is JSON, or else taken as text.
 
     Raises:
-        PlanError: a parameter has no value.
+        PlanError: a parameter has no value, or one that nobody means.
     """
     family, _, rest = text.partition(":")
     parameters = {}
@@ -82,7 +82,12 @@ def parse_task(text: str) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise PlanError("tasks", f"{shown(text)} gives {shown(name)} no value; write {family}:{name}=VALUE")
-        parameters[name.strip()] = _value(value.strip())
+        try:
+            parameters[name.strip()] = _value(value.strip())
+        except (ValueError, RecursionError) as error:
+            raise PlanError(
+                "tasks", f"{shown(text)} gives {shown(name)} a value that cannot be read: {error}"
+            ) from error
     return {"family": family, "parameters": parameters}
 
 

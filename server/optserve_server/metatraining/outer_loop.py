@@ -16,6 +16,8 @@ from optserve_server.metatraining.recipes import Recipe, require_same
 from optserve_server.metatraining.trajectory_pool import Advance, TrajectoryPool
 from optserve_server.metatraining.validation import held_out_meta_loss
 
+_PARTS = {"recipe", "outer_step", "descent", "curriculum", "generators", "trajectories"}  # of a training checkpoint
+
 
 class MetaTrainingError(ArithmeticError):
     """The meta-loss or its gradient is no longer finite: at `outer_step`, on tasks of `family`."""
@@ -110,6 +112,8 @@ class OuterLoop:
             ValueError: no training checkpoint, or one of another recipe; names the key that differs.
         """
         state = training_checkpoints.decode(data, _device(device))
+        if not isinstance(state, dict) or not set(state) >= _PARTS:
+            raise ValueError(f"the training checkpoint is of no run: it has not {', '.join(sorted(_PARTS))}")
         require_same(recipe, state["recipe"])
         loop = cls(recipe, state["descent"]["phi"], device)
         loop.outer_step = state["outer_step"]

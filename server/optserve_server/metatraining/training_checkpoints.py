@@ -18,6 +18,7 @@ State: TypeAlias = Any
 
 FORMAT = "1"
 _TENSOR = "tensor"
+_MOST = 2**31  # of one tensor along its first dimension
 
 
 def encode(state: State) -> bytes:
@@ -38,7 +39,10 @@ def decode(data: bytes, device: torch.device) -> State:
     if metadata.get("format") != FORMAT or "state" not in metadata:
         raise ValueError(f"not a training checkpoint of format {FORMAT}")
     found = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
-    return _put_back(json.loads(metadata["state"]), found)
+    try:
+        return _put_back(json.loads(metadata["state"]), found)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the training checkpoint's state cannot be read: {error}") from error
 
 
 def _take_out(state: State, found: dict[str, Tensor]) -> Any:
@@ -61,5 +65,12 @@ def _put_back(tree: Any, found: Mapping[str, Tensor]) -> State:
         return tree
     if _TENSOR not in tree:
         return {name: _put_back(part, found) for name, part in tree.items()}
-    tensor = found[tree[_TENSOR]]
-    return tensor if tree["expanded"] is None else tensor.expand(tree["expanded"], *tensor.shape[1:])
+    name, size = tree[_TENSOR], tree.get("expanded")
+    tensor = found.get(name) if isinstance(name, str) else None
+    if tensor is None:
+        raise ValueError("it names a tensor that is not in the file")
+    if size is None:
+        return tensor
+    if type(size) is not int or not 0 < size < _MOST or tensor.shape[:1] != (1,):
+        raise ValueError(f"the tensor {name!r} cannot be expanded")
+    return tensor.expand(size, *tensor.shape[1:])
