@@ -20,6 +20,7 @@ OptserveError
     │   ├── RunNotFound
     │   └── EvaluationNotFound
     ├── MethodNotAllowed        405
+    ├── RequestTooSlow          408
     ├── StepConflict            409, with `next_step`
     ├── StateMismatch           409
     ├── IdempotencyConflict     409
@@ -211,6 +212,12 @@ class MethodNotAllowed(ProblemError):
     """This address does not take that method."""
 
     problem = problems.METHOD_NOT_ALLOWED
+
+
+class RequestTooSlow(ProblemError):
+    """The request came too slowly, or stopped half-way."""
+
+    problem = problems.REQUEST_TOO_SLOW
 
 
 class StepConflict(ProblemError):

@@ -80,8 +80,9 @@ def serving() -> Callable[[Settings], AbstractContextManager[str]]:
     """Serves with settings of its own, in a thread, as long as the block lasts; gives the server's URL."""
 
     @contextmanager
-    def serve(settings: Settings) -> Iterator[str]:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", ws="none"))
+    def serve(settings: Settings, protocol: Any = "auto") -> Iterator[str]:
+        config = uvicorn.Config(create_app(settings), http=protocol, port=0, log_level="warning", ws="none")
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         while not server.started:

@@ -33,6 +33,7 @@ API_KEY_NOT_FOUND = ProblemType("api-key-not-found", 404, "There is no such API 
 RUN_NOT_FOUND = ProblemType("run-not-found", 404, "There is no such meta-training run")
 EVALUATION_NOT_FOUND = ProblemType("evaluation-not-found", 404, "There is no such evaluation")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take that method")
+REQUEST_TOO_SLOW = ProblemType("request-too-slow", 408, "The request comes too slowly")
 STEP_CONFLICT = ProblemType("step-conflict", 409, "This is not the session's next step")
 STATE_MISMATCH = ProblemType("state-mismatch", 409, "The state is of another optimizer or other parameters")
 IDEMPOTENCY_CONFLICT = ProblemType("idempotency-conflict", 409, "The idempotency key was used for another request")

@@ -1,5 +1,6 @@
-"""HTTP/1.1 as it comes from the socket: what is none, or has no end, is answered with a problem too."""
+"""HTTP/1.1 as it comes from the socket: what is none, has no end or does not come is answered with a problem too."""
 
+import asyncio
 import json
 from http import HTTPStatus
 
@@ -11,6 +12,16 @@ from optserve.wire.problems import ProblemType
 MAX_HEAD_BYTES = 64 << 10
 """Of a request's line and headers together, and of whatever else comes between two pieces of a body."""
 
+PATIENCE_SECONDS = 10.0
+"""How often it is looked whether a request that has begun, or should have, comes on."""
+
+SLOWEST_BYTES_PER_SECOND = 1024
+"""Whoever sends less between two looks is cut off, after one time of patience or at most two."""
+
+_TOO_SLOW = (
+    f"The request has not come on: send at least {SLOWEST_BYTES_PER_SECOND} bytes a second, or open no connection "
+    "before there is something to send."
+)
 _TOO_LARGE = f"The request's line and headers may have at most {MAX_HEAD_BYTES} bytes together."
 _UPGRADE = "A request with a body cannot ask for another protocol; send it without `Connection: Upgrade`."
 
@@ -27,11 +38,30 @@ class Protocol(HttpToolsProtocol):
     _moved = False  # whether the data just read had a piece of a body, or the end of a head or of a request
     _unmoved_bytes = 0  # received since it last had
 
+    patience_seconds = PATIENCE_SECONDS
+    _messages = 0  # begun
+    _in_message = False
+    _received_bytes = 0  # since the last look
+    _awaited: int | None = None  # the message that was waited for at the last look
+    _looking: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look after the connection."""
+        super().connection_made(transport)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End with it."""
+        if self._looking is not None:
+            self._looking.cancel()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Parse what has come, unless the connection is given up already."""
         if self._refused is not None:
             return
         self._moved = False
+        self._received_bytes += len(data)
         super().data_received(data)
         self._unmoved_bytes = 0 if self._moved else self._unmoved_bytes + len(data)
         if self._unmoved_bytes > MAX_HEAD_BYTES:
@@ -40,7 +70,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with a request."""
         super().on_message_begin()
-        self._in_head = True
+        self._in_head = self._in_message = True
+        self._messages += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; a trailer is none."""
@@ -68,7 +99,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
-        self._moved = True
+        self._moved, self._in_message = True, False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -81,6 +112,27 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if was_last and self._refused is not None and not self.transport.is_closing():
             self._refuse(*self._refused)
+
+    def _look(self) -> None:
+        """Cut off whoever has sent too little since the last look, and was waited for all the time."""
+        if self._refused is not None or self.transport.is_closing():
+            return
+        before, self._awaited = self._awaited, self._messages if self._is_waited_for() else None
+        if (
+            self._awaited is not None
+            and self._awaited == before
+            and self._received_bytes < SLOWEST_BYTES_PER_SECOND * self.patience_seconds
+        ):
+            self._give_up(problems.REQUEST_TOO_SLOW, _TOO_SLOW)
+            return
+        self._received_bytes = 0
+        self._looking = self.loop.call_later(self.patience_seconds, self._look)
+
+    def _is_waited_for(self) -> bool:
+        if self.flow.read_paused:  # the server is what is slow
+            return False
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return self._in_message or (is_idle and self.timeout_keep_alive_task is None)
 
     def _give_up(self, problem: ProblemType, detail: str) -> None:
         """Refuse and hang up, once the complete requests before have their replies."""
