@@ -169,8 +169,8 @@ def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], str]]:
-    """Starts PostgreSQL; each call is the URL of a new, empty database."""
+def postgresql_server() -> Iterator[Any]:
+    """A PostgreSQL of the tests' own, with `stop` and `ensure_postgres_running`."""
     # Not pytest's own directory: PostgreSQL gives root's processes another user, who could not enter it.
     directory = Path(tempfile.mkdtemp(prefix="optserve-postgresql-"))
     with pytest.MonkeyPatch.context() as patch:
@@ -182,14 +182,20 @@ def postgresql() -> Iterator[Callable[[], str]]:
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
+    yield server
+    server.cleanup()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def postgresql(postgresql_server: Any) -> Callable[[], str]:
+    """Each call is the URL of a new, empty database in PostgreSQL."""
 
     def new_database() -> str:
         # A schema of its own is an empty database to whoever opens the URL, and takes no time to make.
         name = f"test_{next(_DATABASES)}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as connection:
             connection.execute(f"CREATE SCHEMA {name}")
-        return f"{server.get_uri()}&options=-csearch_path%3D{name}"
+        return f"{postgresql_server.get_uri()}&options=-csearch_path%3D{name}"
 
-    yield new_database
-    server.cleanup()
-    shutil.rmtree(directory)
+    return new_database

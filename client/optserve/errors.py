@@ -45,6 +45,8 @@ OptserveError
     ├── SessionDamaged          500
     ├── ServerBusy              503
     ├── Draining                503
+    ├── NotReady                503, with `checks`
+    ├── DatabaseUnavailable     503
     ├── StateTooLarge           507
     └── StorageFull             507
 
@@ -386,6 +388,18 @@ class Draining(ProblemError):
     """The server is shutting down: try again in a moment."""
 
     problem = problems.DRAINING
+
+
+class NotReady(ProblemError):
+    """The server is not ready: something that it needs is away."""
+
+    problem = problems.NOT_READY
+
+
+class DatabaseUnavailable(ProblemError):
+    """The server's database cannot be reached: try again in a moment. Steps go on without it."""
+
+    problem = problems.DATABASE_UNAVAILABLE
 
 
 class StateTooLarge(ProblemError):

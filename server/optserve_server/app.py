@@ -1,5 +1,6 @@
 """The application: its rooms opened at the start, closed at the end, and its routes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,6 +28,7 @@ from optserve_server.api import (
 from optserve_server.api import metrics as metrics_page
 from optserve_server.api.accounts import WRITE_SECONDS, Accounts
 from optserve_server.api.authorisation import Authorisation
+from optserve_server.api.database_watch import DatabaseWatch
 from optserve_server.api.key_ring import KeyRing
 from optserve_server.api.metering import BodyMemory, Metering
 from optserve_server.api.periodic import Periodic
@@ -42,6 +44,9 @@ from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+DATABASE_PATIENCE_SECONDS = 5.0
+"""Then whoever asks hears that the database is away."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -66,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = _open_database(settings)
     app.state.directory = SessionDirectory(settings.sessions)
+    app.state.database_watch = DatabaseWatch(app.state.database)
     app.state.idempotency_keys = {}
     app.state.accounts = accounts = Accounts(app.state.database)
     app.state.bodies = bodies = BodyMemory(settings.body_memory or memory_bytes() // 4)
@@ -107,10 +113,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     counting.start()
     store.start()
     _watch(store, app.state.drain, app.state.bodies)
+    lag = asyncio.create_task(metrics.measure_event_loop_lag())
     log.info("ready", state_memory=store.memory.limit)
     try:
         yield
     finally:
+        lag.cancel()
         await store.close()
         await counting.close(last=True)
         await keys.close()
@@ -130,7 +138,7 @@ def _watch(store: SessionStore, drain: Drain, bodies: BodyMemory) -> None:
 
 def _open_database(settings: Settings) -> Database:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
+    database = Database(settings.database, patience=DATABASE_PATIENCE_SECONDS)
     database.upgrade()
     register_bundled(database)
     return database

@@ -6,6 +6,8 @@ from requests: no session's id, no path, no name of a key. Counting takes 0.3 µ
 Names and units are those of https://prometheus.io/docs/practices/naming: seconds, bytes, and `_total` behind a counter.
 """
 
+import asyncio
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -73,6 +75,16 @@ STATE_BYTES = Gauge(
 )
 STATE_MEMORY_LIMIT = Gauge("optserve_state_memory_limit_bytes", "The most memory for hidden states", registry=REGISTRY)
 
+# --- the database: told by those who look at it -----------------------------------------------------------------------
+
+DATABASE_UP = Gauge("optserve_database_up", "1 if the database answered when last asked", registry=REGISTRY)
+WORK = Gauge(
+    "optserve_runs",
+    "Meta-training runs and evaluations by status; none while the database is away",
+    ["kind", "status"],
+    registry=REGISTRY,
+)
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 EVENT_LOOP_LAG = Histogram(
@@ -81,8 +93,20 @@ EVENT_LOOP_LAG = Histogram(
     buckets=_LAG_BUCKETS,
     registry=REGISTRY,
 )
+_LAG_SECONDS = 0.5
+
 WORKERS = Gauge("optserve_workers", "Worker processes that this server keeps and that run", registry=REGISTRY)
 WORKER_DEATHS = Counter("optserve_worker_deaths", "Worker processes of this server that died", registry=REGISTRY)
+
+
+async def measure_event_loop_lag() -> None:
+    """Look twice a second, for ever, how late the event loop is."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LAG_SECONDS
+        await asyncio.sleep(_LAG_SECONDS)
+        EVENT_LOOP_LAG.observe(max(0.0, loop.time() - due))
+
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 

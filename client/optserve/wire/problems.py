@@ -58,6 +58,8 @@ SESSION_DAMAGED = ProblemType("session-damaged", 500, "A file of the session is 
 INTERNAL = ProblemType("internal-error", 500, "The server failed")
 SERVER_BUSY = ProblemType("server-busy", 503, "The server has no room for another body now")
 DRAINING = ProblemType("draining", 503, "The server is shutting down")
+NOT_READY = ProblemType("not-ready", 503, "The server is not ready")
+DATABASE_UNAVAILABLE = ProblemType("database-unavailable", 503, "The database cannot be reached")
 STATE_TOO_LARGE = ProblemType("state-too-large", 507, "There is no room for this hidden state")
 STORAGE_FULL = ProblemType("storage-full", 507, "The server's disk is full")
 

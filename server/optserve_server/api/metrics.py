@@ -5,6 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from optserve_server import metrics
 from optserve_server.api.authorisation import METRICS_PATH, RequiresAdmin
+from optserve_server.api.health import UsesDatabaseWatch
 from optserve_server.api.problems import responses
 
 router = APIRouter(tags=["health"])
@@ -20,9 +21,10 @@ router = APIRouter(tags=["health"])
         **responses(),
     },
 )
-async def get_metrics() -> Response:
+async def get_metrics(watch: UsesDatabaseWatch) -> Response:
     """Numbers about all sessions, requests, runs and workers, without names or ids.
 
     A server with API keys asks for one of scope `admin`, or for its setting `metrics_token` in a key's place.
     """
+    await watch.update_metrics()
     return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -16,12 +16,15 @@ from starlette.types import Scope
 from optserve.wire import problems
 from optserve.wire.problems import MEDIA_TYPE, ProblemType
 from optserve_server import logs, metrics
+from optserve_server.registry.database import UNREACHABLE, reason
 from optserve_server.registry.errors import RegistryError
 from optserve_server.sessions.errors import SessionError
 
 log = structlog.get_logger(__name__)
 
 _MAX_ERRORS = 20  # of one request that a reply tells of
+
+_RETRY_AFTER_SECONDS = "5"
 
 SCHEMA_NAME = "Problem"
 SCHEMA: dict[str, Any] = {
@@ -58,6 +61,11 @@ SCHEMA: dict[str, Any] = {
         "bytes_needed": {"type": "integer", "description": "Of `state-too-large`."},
         "bytes_free": {"type": "integer", "description": "Of `state-too-large`."},
         "error_id": {"type": "string", "description": "Of `internal-error`: find it in the server's log."},
+        "checks": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Of `/readyz`: what was looked at, and how it is.",
+        },
         "request_id": {"type": "string", "description": "Of every 5xx: the reply's `X-Request-Id`, for the log too."},
     },
 }
@@ -69,6 +77,14 @@ _BY_STATUS = {
     413: problems.BODY_TOO_LARGE,
     415: problems.UNSUPPORTED_MEDIA_TYPE,
 }
+
+
+_OF_EVERY_ROUTE = (
+    problems.REQUEST_INVALID,
+    problems.INTERNAL,
+    problems.DRAINING,
+    problems.DATABASE_UNAVAILABLE,
+)
 
 
 class Problem(HTTPException):
@@ -97,7 +113,7 @@ def response(problem: ProblemType, detail: str, headers: Mapping[str, str] | Non
 def responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI `responses` of a route that may answer with these problems (and with those that every route may)."""
     by_status: dict[int, list[ProblemType]] = {}
-    for problem in (*types, problems.REQUEST_INVALID, problems.INTERNAL):
+    for problem in (*types, *_OF_EVERY_ROUTE):
         known = by_status.setdefault(problem.status, [])
         if problem not in known:
             known.append(problem)
@@ -110,6 +126,8 @@ def responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Let `app` answer every error with a problem."""
+    for away in UNREACHABLE:
+        app.add_exception_handler(away, _database_unavailable)
     for known in (Problem, SessionError, RegistryError):
         app.add_exception_handler(known, _known)
     app.add_exception_handler(RequestValidationError, _request_invalid)
@@ -167,6 +185,12 @@ def _methods(request: Request) -> list[str]:
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
     ]
+
+
+async def _database_unavailable(request: Request, error: Exception) -> Response:
+    log.warning("the database is away", reason=reason(error))
+    detail = "The server's database cannot be reached now. Try again in some seconds. Steps go on without it."
+    return response(problems.DATABASE_UNAVAILABLE, detail, {"Retry-After": _RETRY_AFTER_SECONDS})
 
 
 def unexpected(scope: Scope, error: Exception) -> Response:

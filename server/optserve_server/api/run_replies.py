@@ -11,6 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from optserve.wire.meta_training import RunInfo
 from optserve_server.api.problems import Problem
+from optserve_server.api.traffic import RETRY_AFTER_SECONDS
 from optserve_server.registry import leases, runs
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import MetaTrainingMetrics
@@ -25,8 +26,9 @@ _ROWS = 500  # that are read at once
 def stream(database: Database, run_id: str, owners: Callable[[], Set[str]], *, after: int) -> EventSourceResponse:
     """An event for each row behind the outer step `after`, and `end` once the run is over.
 
-    A server that stops ends the stream without it; whoever watches comes back with the last id. `owners` tells whose
-    runs the one who watches sees, and is asked again for every look at the run; it may raise a Problem.
+    A server that stops ends the stream with a comment in its place; whoever watches comes back with the last id.
+    `owners` tells whose runs the one who watches sees, and is asked again for every look at the run; it may raise a
+    Problem.
     """
     stopping = anyio.Event()
     return EventSourceResponse(
@@ -88,6 +90,8 @@ async def _events(
             yield ServerSentEvent(json.dumps(asdict(info)), event="end", id=str(after))
             return
         await anyio.sleep(_POLL_SECONDS)
+    # `retry` says when browsers come back.
+    yield ServerSentEvent(comment="the server is shutting down", retry=1000 * RETRY_AFTER_SECONDS)
 
 
 def _read(database: Database, run_id: str, owners: Set[str], after: int) -> tuple[RunInfo, list[dict[str, Any]]]:

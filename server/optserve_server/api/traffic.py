@@ -85,7 +85,7 @@ class Traffic:
             await self._app(scope, receive, send)
             return
         began = perf_counter()
-        reply = _Reply(send, _request_id(scope["headers"]))
+        reply = _Reply(send, _request_id(scope["headers"]), self._drain)
         logs.REQUEST.set(_common(reply.request_id, scope["path"]))
         self._drain.in_hand.add(task)
         try:
@@ -111,12 +111,13 @@ class Traffic:
 
 
 class _Reply:
-    """The reply to one request: gets the request's id on its way."""
+    """The reply to one request: gets the request's id on its way, and in a drain is the connection's last."""
 
-    __slots__ = ("_send", "request_id", "status")
+    __slots__ = ("_drain", "_send", "request_id", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, drain: Drain) -> None:
         self._send = send
+        self._drain = drain
         self.request_id = request_id
         self.status = 0  # none yet
 
@@ -124,6 +125,8 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (_ID_HEADER, self.request_id.encode())]
+            if self._drain.draining:
+                message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
 
@@ -146,7 +149,7 @@ def _refusal() -> Response:
     detail = (
         "The server is shutting down. Send the request again in some seconds: here, or to whatever takes its place."
     )
-    return response(problems.DRAINING, detail, {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"})
+    return response(problems.DRAINING, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:

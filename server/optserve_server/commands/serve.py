@@ -11,9 +11,9 @@ import typer
 from optserve_server.commands.common import opened_database, settings_from
 
 if TYPE_CHECKING:
-    import uvicorn
     from fastapi import FastAPI
 
+    from optserve_server.commands.draining import DrainingServer
     from optserve_server.settings import Settings
     from optserve_server.worker.supervisor import Supervisor
 
@@ -78,8 +78,9 @@ def serve(
         signal.signal(number, lambda *_: sys.exit(0))
     listening = _listen(settings)
     logs.configure()
-    server = _server(_app(settings), settings, listening)
-    with _supervisor(settings):
+    app = _app(settings)
+    with _supervisor(settings) as supervisor:
+        server = _server(app, settings, listening, supervisor)
         server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)
@@ -175,21 +176,17 @@ def _app(settings: "Settings") -> "FastAPI":
         raise typer.Exit(1) from error
 
 
-def _server(app: "FastAPI", settings: "Settings", listening: socket.socket) -> "uvicorn.Server":
+def _server(
+    app: "FastAPI", settings: "Settings", listening: socket.socket, supervisor: "Supervisor"
+) -> "DrainingServer":
     import torch
     import uvicorn
 
     from optserve_server.api.protocol import Protocol
+    from optserve_server.commands.draining import DrainingServer
 
     # Small steps are slower on torch's threads than on one; large ones are shared out page by page.
     torch.set_num_threads(1)
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                _greet(settings, listening)
-
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -201,9 +198,13 @@ def _server(app: "FastAPI", settings: "Settings", listening: socket.socket) -> "
         log_level="warning",
         server_header=False,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=10,
     )
-    return Server(config)
+    return DrainingServer(
+        config,
+        app.state.drain,
+        when_started=lambda: _greet(settings, listening),
+        when_told_to_stop=supervisor.stop,
+    )
 
 
 def _greet(settings: "Settings", listening: socket.socket) -> None:

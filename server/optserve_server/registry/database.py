@@ -12,12 +12,18 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from optserve_server.resources import migrations_directory
 
-_BUSY_SECONDS = 30.0  # how long a SQLite connection waits for another's lock
+PATIENCE_SECONDS = 30.0
+"""How long to wait for a database that another process has locked, or that does not answer."""
+
+UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+"""What is raised while a database restarts, is away or locked: the same a moment later may succeed."""
+
 _WAL_RETRY_SECONDS = 0.05
 _MIGRATION_LOCK = 0x6F70747365727665  # "optserve": PostgreSQL's advisory lock round a migration
 _POSTGRESQL = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
@@ -27,6 +33,11 @@ class DatabaseUnusable(ValueError):
     """The database cannot be used; the message says why, in one line."""
 
 
+def reason(error: Exception) -> str:
+    """Why a database cannot be used, in one line."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
 class Database:
     """A SQLAlchemy engine with this project's rules of transactions.
 
@@ -34,15 +45,18 @@ class Database:
     queue for the lock at once rather than fail half-way; its readers are never blocked, and cannot write.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience: float = PATIENCE_SECONDS) -> None:
         """Open `url`; nothing is connected to until it is needed.
+
+        Whatever cannot be had within `patience` seconds, a connection or SQLite's lock, is UNREACHABLE.
 
         Raises:
             ValueError: not the URL of a database that optserve can use; the message says what to write instead.
         """
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+        open_engine = _sqlite_engine if self.is_sqlite else _postgresql_engine
+        self._engine = open_engine(self.url, patience)
         self._writing = self._engine.execution_options(optserve_write=True)
 
     @contextmanager
@@ -87,7 +101,8 @@ class Database:
         # A mode of the file, not of the connection, and one that cannot be entered inside a transaction. SQLite does
         # not wait for the lock here: where two processes come at once, one of them is told that it is taken.
         Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _BUSY_SECONDS
+        Path(str(self.url.database)).touch()
+        deadline = time.monotonic() + PATIENCE_SECONDS
         with self._engine.connect() as connection:
             while not _is_wal(connection):
                 if time.monotonic() > deadline:
@@ -110,7 +125,7 @@ def _reasons() -> Iterator[None]:
     except CommandError as error:
         raise DatabaseUnusable(f"it was migrated by a newer optserve; install that ({error})") from error
     except (SQLAlchemyError, sqlite3.Error) as error:
-        raise DatabaseUnusable(str(getattr(error, "orig", None) or error).partition("\n")[0]) from error
+        raise DatabaseUnusable(reason(error)) from error
 
 
 def _parse(url: str) -> URL:
@@ -130,18 +145,27 @@ def _parse(url: str) -> URL:
     return parsed
 
 
-def _sqlite_engine(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+def _sqlite_engine(url: URL, patience: float) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": patience}, pool_timeout=patience)
+    event.listen(engine, "do_connect", _require_file)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _postgresql_engine(url: URL) -> Engine:
+def _postgresql_engine(url: URL, patience: float) -> Engine:
+    # The last is for a connection that was open when the other machine went away: TCP itself waits for 15 minutes.
+    waits = {"connect_timeout": round(patience), "tcp_user_timeout": round(1000 * patience)}
     try:
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, connect_args=waits, pool_timeout=patience)
     except ModuleNotFoundError as error:
         raise ValueError("PostgreSQL needs psycopg; run: pip install 'optserve[postgres]'") from error
+
+
+def _require_file(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    # Where the file is gone, SQLite would begin an empty one in its place, without a table.
+    arguments[0] = f"{Path(arguments[0]).absolute().as_uri()}?mode=rw"
+    options["uri"] = True
 
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:

@@ -117,6 +117,12 @@ def clock(db_session: Session) -> datetime:
     return moment
 
 
+def count_by_status(db_session: Session, table: type[Leased]) -> dict[str, int]:
+    """How much work of this table is in each status."""
+    counted = db_session.execute(select(table.status, func.count()).group_by(table.status)).tuples()
+    return dict.fromkeys(STATUSES, 0) | dict(counted.all())
+
+
 # --- of workers -------------------------------------------------------------------------------------------------------
 
 

@@ -7,19 +7,15 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from optserve_server.registry import leases
-from optserve_server.registry.database import Database
+from optserve_server.registry.database import UNREACHABLE, Database, reason
 from optserve_server.registry.leases import LEASE_SECONDS, Lease, Leased, LeaseLost
 
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
-UNREACHABLE = (OperationalError, InterfaceError)
-"""What a database raises that restarts, or that another process has locked."""
-
 T = TypeVar("T")
 W = TypeVar("W", bound=Leased)
 
@@ -98,10 +94,10 @@ class Holding(Generic[W]):
         return result
 
     def _endure(self, error: Exception) -> None:
-        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        why = reason(error)
         if time.monotonic() - self._renewed > LEASE_SECONDS:
-            raise LeaseLost(f"the database was out of reach for longer than the lease: {reason}") from error
-        log.warning("the database is out of reach", reason=reason)
+            raise LeaseLost(f"the database was out of reach for longer than the lease: {why}") from error
+        log.warning("the database is out of reach", reason=why)
 
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):

@@ -11,12 +11,12 @@ import structlog
 import torch
 
 from optserve_server.registry import leases
-from optserve_server.registry.database import Database
+from optserve_server.registry.database import UNREACHABLE, Database, reason
 from optserve_server.registry.leases import FAILED, Lease, Leased, LeaseLost
 from optserve_server.registry.models import Evaluation, MetaTrainingRun
 from optserve_server.worker.devices import describe
 from optserve_server.worker.evaluating import Evaluating
-from optserve_server.worker.holding import UNREACHABLE, Holding
+from optserve_server.worker.holding import Holding
 from optserve_server.worker.jobs import Job
 from optserve_server.worker.meta_training import MetaTraining
 from optserve_server.worker.warming import warm_up
@@ -67,7 +67,7 @@ class Worker:
                 log.info("claimed", work=work.id, attempt=work.attempt)
                 return leases.lease_of(work)
         except UNREACHABLE as error:
-            log.warning("the database is out of reach", reason=str(error).partition("\n")[0])
+            log.warning("the database is out of reach", reason=reason(error))
         return None
 
     def _run(self, lease: Lease[Any]) -> None:
@@ -81,8 +81,8 @@ class Worker:
                     raise
                 except (Exception, SystemExit) as error:  # whatever it is, it must not take the worker along
                     log.exception("failed")
-                    reason = job.explain(error)
-                    holding.persist(lambda db_session, work: leases.finish(db_session, work, FAILED, reason))
+                    why = job.explain(error)
+                    holding.persist(lambda db_session, work: leases.finish(db_session, work, FAILED, why))
             except LeaseLost as lost:
                 log.warning("the lease is lost", reason=str(lost))
 

@@ -1,0 +1,145 @@
+"""A server that is told to stop: what is in hand is answered, and in ten seconds it is gone, whatever clients do."""
+
+import os
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from optserve import Client
+
+WITHIN = 10.0
+
+
+def stop(server) -> float:
+    server.process.send_signal(signal.SIGTERM)
+    return time.monotonic()
+
+
+def seconds_to_end(server, began: float) -> float:
+    assert server.process.wait(timeout=30) == 0, (server.data_dir.parent / "stderr").read_text()
+    return time.monotonic() - began
+
+
+def connect(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+@contextmanager
+def half_sent(server, path: str = "/v1/sessions") -> Iterator[tuple[socket.socket, bytes]]:
+    """A request in hand, whose body still wants the bytes that come with the connection."""
+    body = b'{"optimizer": "adam", "parameters": [{"name": "w", "shape": [3]}]}'
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(head.encode() + body[:10])
+        yield connection, body[10:]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+def wait_until_draining(server) -> httpx.Response:
+    deadline = time.monotonic() + 5
+    while (reply := httpx.get(f"{server.url}/readyz")).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return reply
+
+
+def test_what_is_in_hand_is_answered_and_new_requests_are_sent_elsewhere(start_server, assert_problem):
+    server = start_server()
+    with half_sent(server) as (connection, rest):
+        time.sleep(0.2)
+        began = stop(server)
+        ready = wait_until_draining(server)
+        assert_problem(ready, "shutting down", 503, "draining")
+        assert ready.json()["checks"]["requests"] == "shutting down"
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        assert "optserve_requests_in_hand 2.0" in httpx.get(f"{server.url}/metrics").text
+        refused = httpx.post(f"{server.url}/v1/sessions", json={})
+        assert_problem(refused, "shutting down", 503, "draining")
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.headers["connection"] == "close"
+        connection.sendall(rest)
+        reply = read_all(connection)
+    assert reply.startswith(b"HTTP/1.1 201 ")
+    assert b"connection: close" in reply
+    assert seconds_to_end(server, began) < 3
+
+
+def test_no_client_holds_it_up(start_server):
+    """A body that never ends, a reply that nobody reads, an idle connection, one that says nothing, and impatience."""
+    server = start_server()
+    with httpx.Client(base_url=f"{server.url}/v1") as http:
+        big = http.post("/sessions", json={"optimizer": "adam", "parameters": [{"name": "w", "shape": [2_000_000]}]})
+        path = f"/v1/sessions/{big.json()['id']}/state"
+        with half_sent(server) as (slow, _), connect(server) as deaf, connect(server):
+            deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            time.sleep(0.5)
+            began = stop(server)
+            wait_until_draining(server)
+            stop(server)  # two signals are one
+            assert seconds_to_end(server, began) < WITHIN
+            reply = read_all(slow)
+    assert reply.startswith(b"HTTP/1.1 503 ")
+    assert b"urn:optserve:problem:draining" in reply
+    assert b"retry-after: " in reply
+
+
+def test_workers_and_event_streams_stop_with_their_server(start_server, tiny_recipe):
+    """A worker that is busy gives its run back; a stream of that run ends with a word on why, and when to come back."""
+    server = start_server("--workers", "1")
+    recipe = {**tiny_recipe, "meta_optimizer": {**tiny_recipe["meta_optimizer"], "outer_steps": 10**6}}
+    url = f"{server.url}/v1/meta-training-runs"
+    run = httpx.post(url, json=recipe).json()["id"]
+    received = []
+    with httpx.stream("GET", f"{url}/{run}/metrics", headers={"Accept": "text/event-stream"}, timeout=60) as stream:
+        lines = stream.iter_lines()
+        received.append(next(lines))  # an outer step is taken
+        assert "optserve_workers 1.0" in httpx.get(f"{server.url}/metrics").text
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        began = stop(server)
+        received.extend(lines)
+    assert ": the server is shutting down" in received
+    assert any(line.startswith("retry: ") for line in received)
+    assert not any(line.startswith("event: end") for line in received)
+    assert seconds_to_end(server, began) < WITHIN
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
+    with sqlite3.connect(server.data_dir / "optserve.db") as database:
+        assert database.execute("SELECT status FROM meta_training_runs").fetchone() == ("queued",)
+    database.close()
+
+
+def test_a_client_waits_for_the_server_that_takes_its_place(start_server):
+    """The address stays: the first request is turned away by the old server, and answered by the new one."""
+    old = start_server()
+    replies: list[object] = []
+
+    def create() -> None:
+        with Client(old.url, retries=8) as client:  # a busy machine starts a server slowly
+            session = client.sessions.create("adam", {"w": (3,)})
+            replies.append(session.step({"w": np.ones(3, np.float32)}))
+
+    with half_sent(old):
+        began = stop(old)
+        wait_until_draining(old)
+        thread = threading.Thread(target=create)
+        thread.start()
+        seconds_to_end(old, began)
+    start_server("--port", str(old.port))
+    thread.join(timeout=30)
+    assert len(replies) == 1
