@@ -41,7 +41,8 @@ def configure() -> None:
 
 def _renderers(*, on_terminal: bool) -> list[Processor]:
     if on_terminal:
-        return [structlog.dev.ConsoleRenderer()]
+        # The default draws tracebacks with everything that is in them, and everybody waits some seconds for that.
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 

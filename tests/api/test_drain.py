@@ -67,7 +67,7 @@ def test_what_is_in_hand_is_answered_and_new_requests_are_sent_elsewhere(start_s
         assert_problem(ready, "shutting down", 503, "draining")
         assert ready.json()["checks"]["requests"] == "shutting down"
         assert httpx.get(f"{server.url}/healthz").status_code == 200
-        assert "optserve_requests_in_hand 2.0" in httpx.get(f"{server.url}/metrics").text
+        assert "optserve_requests_in_hand 2.0" in httpx.get(f"{server.url}/metrics", timeout=60).text
         refused = httpx.post(f"{server.url}/v1/sessions", json={})
         assert_problem(refused, "shutting down", 503, "draining")
         assert int(refused.headers["retry-after"]) > 0
@@ -76,7 +76,7 @@ def test_what_is_in_hand_is_answered_and_new_requests_are_sent_elsewhere(start_s
         reply = read_all(connection)
     assert reply.startswith(b"HTTP/1.1 201 ")
     assert b"connection: close" in reply
-    assert seconds_to_end(server, began) < 3
+    assert seconds_to_end(server, began) < WITHIN
 
 
 def test_no_client_holds_it_up(start_server):
@@ -103,12 +103,12 @@ def test_workers_and_event_streams_stop_with_their_server(start_server, tiny_rec
     server = start_server("--workers", "1")
     recipe = {**tiny_recipe, "meta_optimizer": {**tiny_recipe["meta_optimizer"], "outer_steps": 10**6}}
     url = f"{server.url}/v1/meta-training-runs"
-    run = httpx.post(url, json=recipe).json()["id"]
+    run = httpx.post(url, json=recipe, timeout=60).json()["id"]
     received = []
     with httpx.stream("GET", f"{url}/{run}/metrics", headers={"Accept": "text/event-stream"}, timeout=60) as stream:
         lines = stream.iter_lines()
         received.append(next(lines))  # an outer step is taken
-        assert "optserve_workers 1.0" in httpx.get(f"{server.url}/metrics").text
+        assert "optserve_workers 1.0" in httpx.get(f"{server.url}/metrics", timeout=60).text
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
         began = stop(server)
         received.extend(lines)

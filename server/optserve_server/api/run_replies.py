@@ -13,13 +13,14 @@ from optserve.wire.meta_training import RunInfo
 from optserve_server.api.problems import Problem
 from optserve_server.api.traffic import RETRY_AFTER_SECONDS
 from optserve_server.registry import leases, runs
-from optserve_server.registry.database import Database
+from optserve_server.registry.database import UNREACHABLE, Database
 from optserve_server.registry.models import MetaTrainingMetrics
 from optserve_server.registry.runs import RunEntry
 
 EVENT_STREAM = "text/event-stream"
 
 _POLL_SECONDS = 0.5
+_AWAY_SECONDS = 2.0  # between two looks at a database that is away
 _ROWS = 500  # that are read at once
 
 
@@ -80,7 +81,11 @@ async def _events(
             allowed = owners()
         except Problem:  # the key is of no use any more, as whoever comes back is told
             return
-        info, rows = await run_in_threadpool(_read, database, run_id, allowed, after)
+        try:
+            info, rows = await run_in_threadpool(_read, database, run_id, allowed, after)
+        except UNREACHABLE:  # as the log says for others; the stream goes on with the database
+            await anyio.sleep(_AWAY_SECONDS)
+            continue
         for row in rows:
             yield ServerSentEvent(json.dumps(row), id=str(row["outer_step"]))
         after = rows[-1]["outer_step"] if rows else after

@@ -119,8 +119,10 @@ def clock(db_session: Session) -> datetime:
 
 def count_by_status(db_session: Session, table: type[Leased]) -> dict[str, int]:
     """How much work of this table is in each status."""
-    counted = db_session.execute(select(table.status, func.count()).group_by(table.status)).tuples()
-    return dict.fromkeys(STATUSES, 0) | dict(counted.all())
+    counts = dict.fromkeys(STATUSES, 0)
+    for status, count in db_session.execute(select(table.status, func.count()).group_by(table.status)):
+        counts[status] = count
+    return counts
 
 
 # --- of workers -------------------------------------------------------------------------------------------------------
