@@ -19,7 +19,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 3.0
 """Before a worker is started again: doubled as long as workers die young."""
 
 _YOUNG_SECONDS = 30.0
-_STOP_SECONDS = 8.0
+_STOP_SECONDS = 6.0
 """That a worker has for its present outer step, and to give its run back. One that needs longer is killed, and its
 lease runs out; for a server is gone within ten seconds of being told to stop."""
 
