@@ -14,7 +14,7 @@ from optserve.connection import AsyncConnection, Connection, Options
 from optserve.evaluations import AsyncEvaluations, Evaluations
 from optserve.meta_training import AsyncMetaTraining, MetaTraining
 from optserve.optimizers import AsyncOptimizers, Optimizers
-from optserve.session import AsyncSessions, Sessions
+from optserve.sessions import AsyncSessions, Sessions
 from optserve.tasks import AsyncTasks, Tasks
 from optserve.wire.limits import Usage
 

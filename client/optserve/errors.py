@@ -22,6 +22,7 @@ OptserveError
     ├── MethodNotAllowed        405
     ├── RequestTooSlow          408
     ├── StepConflict            409, with `next_step`
+    ├── StepNotRetained         409, with `oldest_step` and `next_step`
     ├── StateMismatch           409
     ├── IdempotencyConflict     409
     ├── AliasReserved           409
@@ -230,6 +231,22 @@ class StepConflict(ProblemError):
     @property
     def next_step(self) -> int | None:
         """The only step the session takes next."""
+        return self.fields.get("next_step")
+
+
+class StepNotRetained(ProblemError):
+    """The session cannot go back to that step: it is not kept any more, or has not been reached."""
+
+    problem = problems.STEP_NOT_RETAINED
+
+    @property
+    def oldest_step(self) -> int | None:
+        """The oldest step that can be gone back to."""
+        return self.fields.get("oldest_step")
+
+    @property
+    def next_step(self) -> int | None:
+        """The step the session takes next, the newest that can be gone back to."""
         return self.fields.get("next_step")
 
 

@@ -1,12 +1,11 @@
-"""Sessions: one training loop's hidden state under one optimizer version.
+"""A session: one training loop's hidden state under one optimizer version.
 
-session = client.sessions.create("lstm", {"w": (64, 20), "b": (20,)})
 updates = session.step({"w": gradient_of_w, "b": gradient_of_b}, loss=0.31)
 w += updates["w"]
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Generic, Self, SupportsFloat, TypeVar
+from typing import Any, Generic, Self, SupportsFloat, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from numpy.typing import NDArray
@@ -14,19 +13,28 @@ from numpy.typing import NDArray
 from optserve.decoding import decode
 from optserve.errors import ReplyInvalid, SessionExpired, SessionNotFound
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
-from optserve.layout import VALUES, Float32, Layout, declare
+from optserve.layout import VALUES, Float32, Layout
 from optserve.resource import Resource, segment, to_json
-from optserve.wire.bodies import CheckpointInfo, Digest, RestoreRequest, SessionInfo, SessionPatch, SessionRequest
+from optserve.wire.bodies import (
+    CheckpointInfo,
+    Digest,
+    ForkRequest,
+    History,
+    HistoryItem,
+    RestoreRequest,
+    SessionInfo,
+    SessionPatch,
+)
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
 
 _BINARY = {"Content-Type": OCTET_STREAM}
 _SAFETENSORS = {"Content-Type": SAFETENSORS}
 _JSON = {"Content-Type": JSON}
 
-AnySession = TypeVar("AnySession", bound="SharedSession")
+AnySession = TypeVar("AnySession", bound="SharedSession[Any]")
 
 
-class SharedSession(Resource):
+class SharedSession(Resource, Generic[AnySession]):
     """The operations of Session and AsyncSession.
 
     Attributes:
@@ -152,11 +160,40 @@ class SharedSession(Resource):
         Raises:
             CheckpointNotFound: nothing was saved under that name.
         """
-        body = to_json(RestoreRequest(checkpoint))
-        response = yield from self._call("POST", f"{self._path}/restore", body, _JSON, repeatable=True)
+        return (yield from self._go_back(RestoreRequest(checkpoint=checkpoint)))
+
+    @exchange
+    def rewind(self, step: int) -> Exchange[SessionInfo]:
+        """Undo all steps from `step` on, without a checkpoint made beforehand: `step` comes next again.
+
+        h_t goes back; hyperparameters, label and time to live stay as they are now.
+
+        Raises:
+            StepNotRetained: the server keeps at least the last 50 steps, and this is none of those it has.
+        """
+        return (yield from self._go_back(RestoreRequest(step=step)))
+
+    def _go_back(self, request: RestoreRequest) -> Exchange[SessionInfo]:
+        response = yield from self._call("POST", f"{self._path}/restore", to_json(request), _JSON, repeatable=True)
         info = decode(SessionInfo, response.content)
         self._update(info)
         return info
+
+    @exchange
+    def fork(self, step: int | None = None) -> Exchange[AnySession]:
+        """A second session with a copy of h_t, as it was when `step` came next, or as it is now.
+
+        Raises:
+            StepNotRetained: the server keeps at least the last 50 steps, and this is none of those it has.
+            StateTooLarge: the server has no room for another hidden state.
+        """
+        info = yield from self._create(SessionInfo, f"{self._path}/fork", to_json(ForkRequest(step)))
+        return cast(AnySession, type(self)(self._connection, info))
+
+    @exchange
+    def history(self) -> Exchange[list[HistoryItem]]:
+        """Loss and norms of the steps taken, the oldest first; thinned evenly to at most 2,000, with the last."""
+        return (yield from self._get(History, f"{self._path}/history")).items
 
     @exchange
     def state(self) -> Exchange[bytes]:
@@ -190,7 +227,7 @@ class SharedSession(Resource):
             return
 
 
-class Session(Blocking, SharedSession):
+class Session(Blocking, SharedSession["Session"]):
     """A session of a `Client`. As a context manager it closes itself."""
 
     def __enter__(self) -> Self:
@@ -200,7 +237,7 @@ class Session(Blocking, SharedSession):
         self.close()
 
 
-class AsyncSession(Awaited, SharedSession):
+class AsyncSession(Awaited, SharedSession["AsyncSession"]):
     """A session of an `AsyncClient`: the same methods, awaited."""
 
     async def __aenter__(self) -> Self:
@@ -208,75 +245,6 @@ class AsyncSession(Awaited, SharedSession):
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
-
-
-class SharedSessions(Resource, Generic[AnySession]):
-    """The operations of `client.sessions`."""
-
-    _session_class: type[AnySession]
-
-    def _session(self, info: SessionInfo) -> AnySession:
-        return self._session_class(self._connection, info)
-
-    @exchange
-    def create(
-        self,
-        optimizer: str | None,
-        parameters: Mapping[str, Any],
-        *,
-        dtype: str = "float32",
-        hyperparameters: Mapping[str, Any] | None = None,
-        horizon: int | None = None,
-        label: str = "",
-        ttl_seconds: float = 86400,
-    ) -> Exchange[AnySession]:
-        """Create a session.
-
-        Args:
-            optimizer: NAME, NAME@7 or NAME@ALIAS; None for the server's default optimizer.
-            parameters: the shape of each parameter, or an array of that shape, by name.
-            dtype: `float32`, `float16` or `bfloat16`: of gradients and updates on the wire.
-            hyperparameters: of a hand-designed optimizer, with PyTorch's names and defaults.
-            horizon: how many steps the loop plans, where it knows.
-            label: for people, in lists and on the dashboard.
-            ttl_seconds: the session expires this long after its last step.
-
-        Raises:
-            OptimizerNotFound: no optimizer of that name.
-            HyperparametersInvalid: an unknown name or a value out of its range.
-            StateTooLarge: the server has no room for the hidden state.
-        """
-        request = SessionRequest(
-            declare(parameters), optimizer, dtype, dict(hyperparameters or {}), horizon, label, ttl_seconds
-        )
-        return self._session((yield from self._create(SessionInfo, "/sessions", to_json(request))))
-
-    @exchange
-    def get(self, id: str) -> Exchange[AnySession]:
-        """The session of that id, to go on with it from another process.
-
-        Raises:
-            SessionNotFound: there is none, or it is another key's.
-        """
-        return self._session((yield from self._get(SessionInfo, f"/sessions/{segment(id)}")))
-
-    @exchange
-    def list(self) -> Exchange[list[AnySession]]:
-        """Every session of this API key."""
-        infos = yield from self._list(SessionInfo, "/sessions")
-        return [self._session(info) for info in infos]
-
-
-class Sessions(Blocking, SharedSessions[Session]):
-    """`client.sessions`."""
-
-    _session_class = Session
-
-
-class AsyncSessions(Awaited, SharedSessions[AsyncSession]):
-    """`client.sessions` of an `AsyncClient`."""
-
-    _session_class = AsyncSession
 
 
 def _query(loss: SupportsFloat | None, skip: Collection[str]) -> str:

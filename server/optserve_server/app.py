@@ -18,6 +18,7 @@ from optserve_server.api import (
     health,
     meta_training_runs,
     optimizers,
+    past,
     problems,
     sessions,
     states,
@@ -79,7 +80,18 @@ def create_app(settings: Settings) -> FastAPI:
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
     versioned = APIRouter(prefix=API_PREFIX)
-    for resource in (sessions, states, optimizers, aliases, tasks, meta_training_runs, evaluations, usage, api_keys):
+    for resource in (
+        sessions,
+        states,
+        past,
+        optimizers,
+        aliases,
+        tasks,
+        meta_training_runs,
+        evaluations,
+        usage,
+        api_keys,
+    ):
         versioned.include_router(resource.router)
     versioned.include_router(states.plain_router)
     app.include_router(steps.router, prefix=API_PREFIX)  # first, for it is looked up at every step

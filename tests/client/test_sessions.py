@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from optserve import AsyncClient, Client, Session, errors, retries
+from optserve import AsyncClient, AsyncSession, Client, Session, errors, retries
 
 SHAPES = {"w": (3, 4), "b": (), "v": (5,)}
 
@@ -136,6 +136,38 @@ def test_save_and_restore(session):
         session.restore("epoch 2")
 
 
+def test_rewind_and_fork(session):
+    taken = [(session.digest(), session.step(gradients(seed), loss=seed)) for seed in range(4)]
+    assert session.rewind(3).next_step == session.next_step == 3
+    assert session.digest() == taken[3][0]
+    fork = session.fork(2)
+    assert isinstance(fork, Session)
+    assert (fork.next_step, fork.optimizer, fork.parameters) == (2, session.optimizer, session.parameters)
+    assert fork.id != session.id
+    assert fork.digest() == taken[2][0]
+    assert same(fork.step(gradients(2)), taken[2][1])
+    with session.fork() as present:
+        assert present.digest() == session.digest() == fork.digest()
+    fork.close()
+    session.rewind(1)
+    assert same(session.step(gradients(1)), taken[1][1])
+    for go in (session.rewind, session.fork):
+        with pytest.raises(errors.StepNotRetained, match="0 to 2") as refused:
+            go(3)
+        assert (refused.value.oldest_step, refused.value.next_step) == (0, 2)
+    assert session.next_step == 2
+
+
+def test_history(session):
+    assert session.history() == []
+    updates = session.step(gradients(0), loss=0.25)
+    session.step(gradients(1))
+    first, second = session.history()
+    assert (first.step, first.loss, second.step, second.loss) == (0, 0.25, 1, None)
+    for found, arrays in ((first.gradient_norm, gradients(0)), (first.update_norm, updates)):
+        assert found == pytest.approx(np.sqrt(sum(np.square(array).sum() for array in arrays.values())), rel=1e-6)
+
+
 def test_state_goes_into_another_session(client, optimizer, session):
     session.step(gradients(0))
     state = session.state()
@@ -229,6 +261,15 @@ def test_a_session_whose_creation_is_lost_is_created_once(client, relay, impatie
     assert {one.id for one in client.sessions.list()} - before == {session.id}
 
 
+def test_a_fork_whose_reply_is_lost_is_made_once(client, relay, impatient):
+    with Client(relay.url) as unlucky:
+        session = unlucky.sessions.create("sgd", SHAPES)
+        before = {one.id for one in client.sessions.list()}
+        relay.lose = 2
+        fork = session.fork()
+    assert {one.id for one in client.sessions.list()} - before == {fork.id}
+
+
 def test_after_connection_failed_the_same_step_may_be_taken_again(relay, impatient):
     with Client(relay.url, retries=1) as unlucky:
         session = unlucky.sessions.create("adam", SHAPES)
@@ -281,6 +322,11 @@ def test_the_asynchronous_client_does_the_same(server, client, optimizer):
             digest = await session.digest()
             listed = await asynchronous.sessions.list()
             assert session.id in {one.id for one in listed}
+            async with await session.fork() as fork:
+                assert isinstance(fork, AsyncSession)
+                await fork.step(gradients(3))
+                await fork.rewind(3)
+                assert (await fork.digest(), len(await fork.history())) == (digest, 3)
             async with session:
                 assert session.next_step == 3
             with pytest.raises(errors.SessionNotFound):

@@ -12,12 +12,13 @@ from tests.sessions.storage.test_journal import files_at_most
 
 from optserve_server.sessions import awake as awake_module
 from optserve_server.sessions import checkpoints, state
-from optserve_server.sessions.changing import go_elsewhere, put_parameters, update
+from optserve_server.sessions.changing import put_parameters, put_state, update
 from optserve_server.sessions.errors import SessionDamaged, SessionExpired, StepConflict, StorageFull
 from optserve_server.sessions.layout import lay_out
 from optserve_server.sessions.log import SNAPSHOT_STEPS
 from optserve_server.sessions.plan import Plan
 from optserve_server.sessions.renewing import RETAINED_STEPS, park
+from optserve_server.sessions.rewinding import restore
 from optserve_server.sessions.stepping import StepRequest, take_step
 from optserve_server.sessions.steps import Numbers, StepGradients
 from optserve_server.sessions.storage.lineage import Lineage
@@ -291,8 +292,8 @@ def test_a_state_that_was_put_in_and_a_checkpoint_are_gone_on_from(run):
         saved = checkpoints.save(place, session.id, session.awake, "a/../b")
         for number in range(4, 7):
             await take(store, session, number)
-        await go_elsewhere(store.turns, session, lambda awake: checkpoints.restore(place, session.id, awake, "a/../b"))
-        await go_elsewhere(store.turns, other_one, lambda awake: state.decode(awake, data))
+        await restore(store.turns, session, "a/../b")
+        await put_state(store.turns, other_one, data)
         for one in (session, other_one):
             assert one.next_step == saved.step == 4
             async with crashed(store, one) as (other, again):

@@ -146,11 +146,48 @@ class CheckpointInfo:
 
 @dataclass(slots=True)
 class RestoreRequest:
-    """Go back to a checkpoint."""
+    """Go back: to a checkpoint, or to a step."""
 
-    checkpoint: str
+    checkpoint: str | None = None
+    """The checkpoint's name."""
+    step: _WholeNumber | None = None
+    """The step that shall come next; the steps from it on are undone."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
+
+
+@dataclass(slots=True)
+class ForkRequest:
+    """Make a second session with a copy of the hidden state."""
+
+    step: _WholeNumber | None = None
+    """The step that comes next in it; absent, the one that comes next in this session."""
+
+    __pydantic_config__: ClassVar[Any] = _REQUEST
+
+
+@dataclass(slots=True)
+class HistoryItem:
+    """One step that a session has taken. What is not finite is null."""
+
+    step: int
+    loss: float | None
+    """L(θ_t), where it was sent."""
+    gradient_norm: float | None
+    """‖∇_t‖₂ over all parameters that were sent."""
+    update_norm: float | None
+    """‖g_t‖₂."""
+
+    __pydantic_config__: ClassVar[Any] = _REPLY
+
+
+@dataclass(slots=True)
+class History:
+    """The steps of a session, the oldest first; thinned evenly to at most 2,000, always with the last."""
+
+    items: list[HistoryItem]
+
+    __pydantic_config__: ClassVar[Any] = _REPLY
 
 
 @dataclass(slots=True)

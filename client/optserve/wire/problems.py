@@ -35,6 +35,7 @@ EVALUATION_NOT_FOUND = ProblemType("evaluation-not-found", 404, "There is no suc
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take that method")
 REQUEST_TOO_SLOW = ProblemType("request-too-slow", 408, "The request comes too slowly")
 STEP_CONFLICT = ProblemType("step-conflict", 409, "This is not the session's next step")
+STEP_NOT_RETAINED = ProblemType("step-not-retained", 409, "The session cannot go back to that step")
 STATE_MISMATCH = ProblemType("state-mismatch", 409, "The state is of another optimizer or other parameters")
 IDEMPOTENCY_CONFLICT = ProblemType("idempotency-conflict", 409, "The idempotency key was used for another request")
 ALIAS_RESERVED = ProblemType("alias-reserved", 409, "The server keeps this alias itself")

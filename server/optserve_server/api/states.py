@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from optserve.wire import problems
-from optserve.wire.bodies import CheckpointInfo, Digest, Page, RestoreRequest, SessionInfo
+from optserve.wire.bodies import CheckpointInfo, Digest, Page, SessionInfo
 from optserve.wire.gradients import JSON, SAFETENSORS
 from optserve_server.api import documents, forms, json_form
 from optserve_server.api.authorisation import UsesCaller
@@ -20,7 +19,6 @@ from optserve_server.api.sessions import SessionId, describe
 from optserve_server.api.targets import Target
 from optserve_server.sessions import changing, checkpoints, state
 from optserve_server.sessions.awake import Awake
-from optserve_server.sessions.changing import go_elsewhere
 from optserve_server.sessions.checkpoints import Checkpoint
 from optserve_server.sessions.errors import ParametersInvalid
 from optserve_server.sessions.session import Session, rfc3339
@@ -31,14 +29,14 @@ from optserve_server.sessions.turns import Turn
 router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=JsonRoute)
 plain_router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=PlainRoute)
 
-_GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED, problems.SESSION_DAMAGED)
+GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED, problems.SESSION_DAMAGED)
 _METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names and shapes, generously
 
 
 @router.put(
     "/checkpoints/{name:path}",  # a name may have slashes
     summary="Save a checkpoint",
-    responses=responses(*_GONE, problems.STATE_TOO_LARGE, problems.STORAGE_FULL),
+    responses=responses(*GONE, problems.STATE_TOO_LARGE, problems.STORAGE_FULL),
 )
 async def save_checkpoint(session_id: SessionId, name: str, caller: UsesCaller, store: UsesStore) -> CheckpointInfo:
     """Keep the hidden state under a name; an earlier checkpoint of that name is replaced."""
@@ -52,7 +50,7 @@ async def save_checkpoint(session_id: SessionId, name: str, caller: UsesCaller, 
     return _checkpoint_info(await store.turns.act(session, act))
 
 
-@router.get("/checkpoints", summary="List the checkpoints", responses=responses(*_GONE))
+@router.get("/checkpoints", summary="List the checkpoints", responses=responses(*GONE))
 async def list_checkpoints(
     session_id: SessionId, caller: UsesCaller, store: UsesStore, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[CheckpointInfo]:
@@ -65,34 +63,7 @@ async def list_checkpoints(
     return Page([_checkpoint_info(one) for one in page], page[-1].name if len(rest) > limit else None)
 
 
-@router.post(
-    "/restore",
-    summary="Go back to a checkpoint",
-    responses=responses(
-        problems.MALFORMED_BODY,
-        *_GONE,
-        problems.CHECKPOINT_NOT_FOUND,
-        problems.BODY_TOO_LARGE,
-        problems.UNSUPPORTED_MEDIA_TYPE,
-        problems.STATE_TOO_LARGE,
-        problems.STORAGE_FULL,
-    ),
-)
-async def restore_checkpoint(
-    session_id: SessionId, body: RestoreRequest, caller: UsesCaller, store: UsesStore
-) -> SessionInfo:
-    """Go back to a checkpoint; `next_step` goes back too."""
-    session = await store.get(session_id, caller.owners)
-    place = store.directory.place(session.id)
-
-    def work(awake: Awake) -> Path:
-        return checkpoints.restore(place, session.id, awake, body.checkpoint)
-
-    await go_elsewhere(store.turns, session, work)
-    return describe(session)
-
-
-@router.get("/digest", summary="Digest of the hidden state", responses=responses(*_GONE))
+@router.get("/digest", summary="Digest of the hidden state", responses=responses(*GONE))
 async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> Digest:
     """The SHA-256 of what `GET …/state` answers: equal digests prove equal hidden states."""
     session = await store.get(session_id, caller.owners)
@@ -104,7 +75,7 @@ async def get_digest(session_id: SessionId, caller: UsesCaller, store: UsesStore
     summary="Download the hidden state",
     response_class=Response,
     openapi_extra=documents.GET_STATE,
-    responses=responses(*_GONE),
+    responses=responses(*GONE),
 )
 async def get_state(request: Request) -> Response:
     """The whole of h_t as a safetensors file; equal states give equal bytes."""
@@ -119,7 +90,7 @@ async def get_state(request: Request) -> Response:
     response_model=SessionInfo,
     responses=responses(
         problems.MALFORMED_BODY,
-        *_GONE,
+        *GONE,
         problems.STATE_MISMATCH,
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
@@ -133,7 +104,7 @@ async def put_state(request: Request) -> Response:
     if forms.media_type(request.headers.get("content-type", "")) != SAFETENSORS:
         raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, f"Send the state as {SAFETENSORS}.", media_types=[SAFETENSORS])
     data = await read_body(request, await store.turns.run(session, _longest_state))
-    await go_elsewhere(store.turns, session, lambda awake: state.decode(awake, data))
+    await changing.put_state(store.turns, session, data)
     return _json(session)
 
 
@@ -144,7 +115,7 @@ async def put_state(request: Request) -> Response:
     openapi_extra=documents.PUT_PARAMETERS,
     responses=responses(
         problems.MALFORMED_BODY,
-        *_GONE,
+        *GONE,
         problems.BODY_TOO_LARGE,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.STATE_TOO_LARGE,

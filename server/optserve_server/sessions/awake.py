@@ -16,6 +16,7 @@ from optserve_server.sessions.errors import (
     ParametersNeeded,
     StepConflict,
 )
+from optserve_server.sessions.history import HISTORY_BYTES, History, norm
 from optserve_server.sessions.layout import Layout
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.parallel import step_in_shares
@@ -64,14 +65,16 @@ class Awake:
         self.clocks = np.zeros(len(layout.parameters), np.int64)
         self.theta: Tensor | None = None  # [pages, 256]
         self.last: tuple[StepGradients, NDArray[Any]] | None = None  # the last step and its updates, as they travel
+        self.history = History()
         self.is_approximate = False  # whether it was replayed with other bits, and nobody has been told
         self.closed = False
         self._horizon = None if horizon is None else torch.tensor(float(horizon))
         self._memory = memory
         self._vector_bytes = layout.pages * PAGE * FLOAT_BYTES
         self.array_layout = ArrayLayout(optimizer, layout)
-        # What `last` keeps, the arrays, and what a step takes.
-        self._own_bytes = 2 * self._vector_bytes + self.array_layout.bytes + self.array_layout.scratch_bytes
+        # What `last` keeps, the history, the arrays, and what a step takes.
+        of_arrays = self.array_layout.bytes + self.array_layout.scratch_bytes
+        self._own_bytes = 2 * self._vector_bytes + HISTORY_BYTES + of_arrays
         with memory.reserved(self._own_bytes):
             self.pages = arena.allocate(layout.pages)
         self.arrays = self.array_layout.initial()
@@ -141,8 +144,10 @@ class Awake:
         """Take the next step: the updates g_t of the selected parameters, one after another, as they travel."""
         selection = gradients.selection
         sent = collect(self._computed(gradients, observations).numpy(), selection, self.dtype)
+        updates = widen(sent, self.dtype)
         if self.theta is not None:
-            self.theta += torch.from_numpy(spread(widen(sent, self.dtype), selection)).view_as(self.theta)
+            self.theta += torch.from_numpy(spread(updates, selection)).view_as(self.theta)
+        self.history.add(self.next_step, gradients.loss, norm(observations.gradients.numpy()), norm(updates))
         self._tick(selection.skipped)
         self.last = (gradients, sent)
         self.next_step += 1
@@ -214,10 +219,14 @@ class Awake:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def go_on_from(self, next_step: int, clocks: NDArray[np.int64], arrays: Arrays) -> None:
-        """Let `next_step` come next, from these arrays and the hidden state that was just put into the pages."""
+        """Let `next_step` come next, from these arrays and the hidden state that was just put into the pages.
+
+        What was before is not known: the history is empty.
+        """
         self.next_step = next_step
         self.clocks = clocks
         self.arrays = arrays
+        self.history = History()
         self.last = None
 
     def close(self) -> None:

@@ -1,11 +1,10 @@
 """What changes a session between two steps."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from optserve_server.optimizers import hyperparameters
-from optserve_server.sessions.awake import Awake
+from optserve_server.sessions import state
 from optserve_server.sessions.errors import ParametersInvalid
 from optserve_server.sessions.plan import require_label, require_ttl
 from optserve_server.sessions.session import Session
@@ -66,20 +65,19 @@ async def put_parameters(
     await turns.act(session, act)
 
 
-async def go_elsewhere(turns: Turns, session: Session, work: Callable[[Awake], Path | None]) -> None:
-    """Let `work` put another hidden state into the session, which goes on from that state's step.
-
-    It returns the file of a snapshot of that state, if there is one.
+async def put_state(turns: Turns, session: Session, data: bytes) -> None:
+    """Let a session go on from a state that `state.encode` gave.
 
     Raises:
+        StateMalformed, StateMismatch: it is none of this session's; nothing has changed.
+        StateTooLarge: there is no room for its θ; nothing has changed.
         StorageFull: the state cannot be written; nothing has changed.
         SessionNotFound, SessionExpired: the session went away before its turn.
-        SessionError: whatever `work` raises; then nothing has changed.
     """
 
     async def act(turn: Turn) -> None:
-        snapshot = await turns.waking.do(lambda: work(turn.awake))
-        await turn.start_anew(lambda: turn.log.start_anew(turn.awake, session.settings, snapshot))
+        await turns.waking.do(lambda: state.decode(turn.awake, data))
+        await turn.start_anew(lambda: turn.log.start_anew(turn.awake, session.settings))
         session.next_step = turn.awake.next_step
         session.prolong()
 

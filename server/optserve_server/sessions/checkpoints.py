@@ -9,7 +9,6 @@ from optserve_server.sessions import state
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid, SessionDamaged
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
-from optserve_server.sessions.snapshotting import put_snapshot
 from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.errors import Damaged
 from optserve_server.sessions.storage.snapshots import Snapshot
@@ -41,7 +40,7 @@ def require_name(name: str) -> None:
 
 
 def save(place: Path, session: str, awake: Awake, name: str) -> Checkpoint:
-    """Keep h_t, the clocks and θ under `name`; what had that name before is gone. They are on disk before the return.
+    """Keep all that is h_t under `name`, on disk before the return; what had that name before is gone.
 
     Raises:
         OSError: they cannot be written; what had the name before is still there.
@@ -49,26 +48,21 @@ def save(place: Path, session: str, awake: Awake, name: str) -> Checkpoint:
     path = _path(place, name)
     path.parent.mkdir(exist_ok=True)
     fields = {"last": None, "name": name, "created_at": datetime.now(UTC).isoformat()}
-    snapshot = Snapshot(session, awake.next_step, fields, {"state": state.encode(awake)})
+    sections = {"state": state.encode(awake), "history": awake.history.to_bytes()}
+    snapshot = Snapshot(session, awake.next_step, fields, sections)
     snapshots.write(path, snapshot)
     return _checkpoint(snapshot)
 
 
-def restore(place: Path, session: str, awake: Awake, name: str) -> Path:
-    """Go back to a checkpoint, whose file is returned.
+def find(place: Path, session: str, name: str) -> Path:
+    """The file of a checkpoint.
 
     Raises:
         CheckpointNotFound: there is none of that name.
-        StateTooLarge: there is no room for the checkpoint's θ.
-        SessionDamaged: the file is not what was written.
     """
     path = _path(place, name)
     if not path.exists():
         raise CheckpointNotFound(name, [one.name for one in kept(place, session)])
-    try:
-        put_snapshot(awake, snapshots.read(path))
-    except Damaged as damage:
-        raise SessionDamaged(session, damage) from damage
     return path
 
 

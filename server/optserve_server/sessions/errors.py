@@ -5,6 +5,7 @@ SessionError
 ├── SessionExpired
 ├── CheckpointNotFound
 ├── StepConflict
+├── StepNotRetained
 ├── StateMismatch
 ├── StateMalformed
 ├── StateTooLarge
@@ -88,6 +89,21 @@ class StepConflict(SessionError):
         else:
             reason = f"Step {shown(step)} is not next"
         super().__init__(f"{reason}: send step {next_step}.", next_step=next_step)
+
+
+class StepNotRetained(SessionError):
+    """The session cannot go back to that step."""
+
+    problem = problems.STEP_NOT_RETAINED
+
+    def __init__(self, step: int, oldest_step: int, next_step: int) -> None:
+        reason = "has not been reached" if step > next_step else "is not kept any more"
+        super().__init__(
+            f"Step {shown(step)} {reason}: the session can go back to the steps {oldest_step} to {next_step}. "
+            "PUT …/checkpoints/NAME keeps a state for longer.",
+            oldest_step=oldest_step,
+            next_step=next_step,
+        )
 
 
 class StateMismatch(SessionError):

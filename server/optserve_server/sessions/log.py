@@ -8,6 +8,7 @@ from typing import Any
 
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.description import Settings
+from optserve_server.sessions.plan import configured
 from optserve_server.sessions.snapshotting import take_snapshot
 from optserve_server.sessions.steps import Numbers, StepGradients
 from optserve_server.sessions.storage.journal import Generation, Journal, alignment_for
@@ -63,15 +64,15 @@ class SessionLog:
         """
         self._begin(awake, settings, self.journal.generation.number, None)
 
-    def start_anew(self, awake: Awake, settings: Settings, snapshot: Path | None = None) -> None:
-        """Begin a generation with the present state, which comes from nowhere else.
+    def start_anew(self, awake: Awake, settings: Settings, parent: int | None = None) -> None:
+        """Begin a generation with the present state as its snapshot, which comes from nowhere else.
 
-        `snapshot` is the file of a snapshot that has that state, if there is one.
+        `parent` is the generation that can still be gone back to, if there is one.
 
         Raises:
             OSError: it cannot be written; then nothing has changed on disk.
         """
-        self._begin(awake, settings, None, snapshot or take_snapshot(self.session, awake))
+        self._begin(awake, settings, parent, take_snapshot(self.session, awake))
 
     def close(self) -> None:
         """Write no more."""
@@ -82,12 +83,34 @@ class SessionLog:
     ) -> Record:
         return Record(kind, awake.next_step, time.time(), body, loss, extras, awake.updates_digest())
 
-    def _begin(self, awake: Awake, settings: Settings, parent: int | None, snapshot: Snapshot | Path | None) -> None:
+    def _begin(self, awake: Awake, settings: Settings, parent: int | None, snapshot: Snapshot | None) -> None:
         generation = generation_of(self.session, awake, settings, parent)
         journal = self.lineage.begin(generation, snapshot)
         self.journal.close()
         self.journal = journal
         self._steps = 0
+
+
+def begin_anew(
+    session: str, place: Path, awake: Awake, settings: Settings, *, parent: int | None, snapshot: Path | None = None
+) -> SessionLog:
+    """Begin a generation of a session that sleeps: with the state of `awake`, whatever its state was.
+
+    Args:
+        session: its identifier.
+        place: where its files are.
+        awake: the state.
+        settings: the session's, which `awake` is given too.
+        parent: the generation that has that state, if one has; what was before can still be gone back to.
+        snapshot: the file of a snapshot that has that state, if there is one.
+
+    Raises:
+        OSError: it cannot be written; then nothing has changed on disk.
+    """
+    awake.optimizer = configured(awake.version.optimizer, settings.hyperparameters)
+    lineage = Lineage(place)
+    generation = generation_of(session, awake, settings, parent)
+    return SessionLog(session, lineage, lineage.begin(generation, snapshot or take_snapshot(session, awake)))
 
 
 def generation_of(session: str, awake: Awake, settings: Settings, parent: int | None) -> Generation:

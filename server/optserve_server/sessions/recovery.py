@@ -32,15 +32,15 @@ def recover(session: str, place: Path, awake: Awake, settings: Settings) -> Sess
     generation = route.legs[-1].generation
     journal = Journal.behind(journal_path(place, generation.number), generation, reader)
     log = SessionLog(session, lineage, journal, replayed=awake.next_step - route.legs[0].generation.first_step)
-    if any(leg.generation.kernel != awake.kernel for leg in route.legs):
-        awake.is_approximate = True
     if awake.is_approximate:
-        log.start_anew(awake, settings)
+        log.start_anew(awake, settings, parent=generation.number)
     return log
 
 
 def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
     """Take an awake part, at h_0, the way to a state; the reader, at its end, of the last journal on that way.
+
+    What is damaged is in nobody's way who only wants to come as far as that.
 
     Raises:
         Damaged: a file is not what was written.
@@ -49,25 +49,35 @@ def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
     """
     if route.snapshot is not None:
         put_snapshot(awake, snapshots.read(route.snapshot))
-    for leg in route.legs:
-        reader = _replay_leg(awake, journal_path(place, leg.generation.number), leg)
-    return reader
+    *before, last = route.legs
+    for leg in before:
+        _replay_leg(awake, journal_path(place, leg.generation.number), leg)
+    return _replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
 
 
-def _replay_leg(awake: Awake, path: Path, leg: Leg) -> RecordReader:
+def _replay_leg(awake: Awake, path: Path, leg: Leg, destination: int | None = None) -> RecordReader:
+    if leg.generation.kernel != awake.kernel:
+        awake.is_approximate = True
     settings = Settings(**leg.generation.settings)
     awake.optimizer = configured(awake.version.optimizer, settings.hyperparameters)
     with reading(path) as (_, reader):
-        for record in reader:
-            is_step = record.kind == Kind.STEP
-            if is_step and leg.until is not None and record.step >= leg.until:
-                break
-            if record.step != awake.next_step:
-                raise Damaged(path, f"step {awake.next_step} is missing", awake.next_step)
-            if record.updates_digest != awake.updates_digest():
-                awake.is_approximate = True
-            _replay_record(awake, record)
+        try:
+            _replay_records(awake, path, reader, leg.until)
+        except Damaged:
+            if awake.next_step != destination:
+                raise
     return reader
+
+
+def _replay_records(awake: Awake, path: Path, reader: RecordReader, until: int | None) -> None:
+    for record in reader:
+        if until is not None and record.kind == Kind.STEP and record.step >= until:
+            return
+        if record.step != awake.next_step:
+            raise Damaged(path, f"step {awake.next_step} is missing", awake.next_step)
+        if record.updates_digest != awake.updates_digest():
+            awake.is_approximate = True
+        _replay_record(awake, record)
 
 
 def _replay_record(awake: Awake, record: Record) -> None:

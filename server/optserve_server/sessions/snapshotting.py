@@ -1,4 +1,4 @@
-"""A session's state as a snapshot and back: h_t, the clocks and θ, and the last step with its reply."""
+"""A session's state as a snapshot and back: h_t, the clocks and θ, the history, and the last step with its reply."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import numpy as np
 from optserve.wire.gradients import STORAGE
 from optserve_server.sessions import state
 from optserve_server.sessions.awake import Awake
+from optserve_server.sessions.history import History
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.storage.records import Body
 from optserve_server.sessions.storage.snapshots import Snapshot
@@ -14,7 +15,7 @@ from optserve_server.sessions.storage.snapshots import Snapshot
 
 def take_snapshot(session: str, awake: Awake) -> Snapshot:
     """A copy of all that a session has to remember."""
-    sections: dict[str, Any] = {"state": state.encode(awake)}
+    sections: dict[str, Any] = {"state": state.encode(awake), "history": awake.history.to_bytes()}
     last: dict[str, Any] | None = None
     if awake.last is not None:
         gradients, updates = awake.last
@@ -31,6 +32,7 @@ def put_snapshot(awake: Awake, snapshot: Snapshot) -> None:
         StateTooLarge: there is no room for its θ.
     """
     state.decode(awake, snapshot.sections["state"])
+    awake.history = History.from_bytes(snapshot.sections["history"])
     last = snapshot.fields["last"]
     if last is not None:
         body = Body(len(snapshot.sections["gradients"]))

@@ -5,10 +5,12 @@ import itertools
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Coroutine, Set
 from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -22,6 +24,7 @@ from optserve_server.sessions.log import SessionLog, generation_of
 from optserve_server.sessions.pages import StateMemory
 from optserve_server.sessions.plan import Plan, ServedVersion
 from optserve_server.sessions.renewing import Renewing, park
+from optserve_server.sessions.rewinding import copy_at
 from optserve_server.sessions.session import Session, rfc3339
 from optserve_server.sessions.storage.committer import Committer
 from optserve_server.sessions.storage.directory import SessionDirectory
@@ -222,47 +225,86 @@ class SessionStore:
         if key is not None and (created := await self.find_created(plan.owner, key, fingerprint)) is not None:
             return created
         plan.check()
+        reference = VersionReference(version.name, version.number, version.sha256)
         self.holdings.add(plan.owner, layout.coordinates, allowance)
-        self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
-        description = Description(
-            id=secrets.token_hex(16),
-            number=self._last_number,
-            created_at=datetime.now(UTC),
-            version=VersionReference(version.name, version.number, version.sha256),
-            layout=layout,
-            plan=plan,
-            idempotency_key=key,
-            fingerprint=fingerprint,
-        )
-        creation = asyncio.create_task(self._create(description, version))
-        if key is not None:
-            self._keys.remember(plan.owner, key, fingerprint, description.id)
-            self._creating[description.id] = creation
-        return await asyncio.shield(creation)
+        description = self._description(reference, layout, plan, key, fingerprint)
+        return await self._carry_out(description, self._create(description, version))
 
-    async def _create(self, description: Description, version: ServedVersion) -> Session:
-        plan = description.plan
+    async def fork(
+        self,
+        session: Session,
+        owner: str,
+        step: int | None = None,
+        key: str | None = None,
+        fingerprint: str = "",
+        allowance: Allowance = NO_LIMITS,
+    ) -> Session:
+        """A new session that sleeps, with the state that this one had at `step`, or has now, and the same settings.
+
+        Raises:
+            StepNotRetained: the session cannot go back to that step.
+            SessionDamaged: what leads to it is not what was written.
+            StateTooLarge, StorageFull, QuotaExceeded, IdempotencyConflict: as in `create`.
+            SessionNotFound, SessionExpired: the session went away before its turn.
+        """
+        await self._require_all_read()
+        if key is not None and (created := await self.find_created(owner, key, fingerprint)) is not None:
+            return created
+        plan = replace(session.description.plan, **asdict(session.settings), owner=owner)
+        self.holdings.add(owner, session.layout.coordinates, allowance)
+        description = self._description(session.description.version, session.layout, plan, key, fingerprint)
+        return await self._carry_out(description, self._fork(description, session, step))
+
+    def _description(
+        self, version: VersionReference, layout: Layout, plan: Plan, key: str | None, fingerprint: str
+    ) -> Description:
+        self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
+        id, now = secrets.token_hex(16), datetime.now(UTC)
+        return Description(id, self._last_number, now, version, layout, plan, key, fingerprint)
+
+    async def _carry_out(self, description: Description, creation: Coroutine[Any, Any, Session]) -> Session:
+        """Create a session to the end, whatever becomes of the caller; others under its key wait for it."""
+        task = asyncio.create_task(self._entered(description, creation))
+        if description.idempotency_key is not None:
+            key, fingerprint = description.idempotency_key, description.fingerprint
+            self._keys.remember(description.plan.owner, key, fingerprint, description.id)
+            self._creating[description.id] = task
+        return await asyncio.shield(task)
+
+    async def _entered(self, description: Description, creation: Coroutine[Any, Any, Session]) -> Session:
         try:
-            awake = await self.waking.begin(description, version)
-            try:
-                settings = Settings(hyperparameters(awake.optimizer), plan.label, plan.ttl_seconds)
-                generation = generation_of(description.id, awake, settings, NOTHING)
-                create = partial(self.directory.create, description.id, description.to_json(), generation)
-                journal = await self.waking.do(create)
-            except BaseException:
-                await self.waking.release(awake)
-                raise
+            session = await creation
         except BaseException:
-            self.holdings.remove(plan.owner, description.layout.coordinates)
+            self.holdings.remove(description.plan.owner, description.layout.coordinates)
             if description.idempotency_key is not None:
-                self._keys.forget(plan.owner, description.idempotency_key)
+                self._keys.forget(description.plan.owner, description.idempotency_key)
             raise
         finally:
             self._creating.pop(description.id, None)
-        session = Session(description, settings, 0, plan.ttl_seconds)
-        session.hold(awake, SessionLog(description.id, Lineage(journal.path.parent), journal))
         self._enter(session)
         return session
+
+    async def _create(self, description: Description, version: ServedVersion) -> Session:
+        plan = description.plan
+        awake = await self.waking.begin(description, version)
+        try:
+            settings = Settings(hyperparameters(awake.optimizer), plan.label, plan.ttl_seconds)
+            generation = generation_of(description.id, awake, settings, NOTHING)
+            create = partial(self.directory.create, description.id, description.to_json(), generation)
+            journal = await self.waking.do(create)
+        except BaseException:
+            await self.waking.release(awake)
+            raise
+        session = Session(description, settings, 0, plan.ttl_seconds)
+        session.hold(awake, SessionLog(description.id, Lineage(journal.path.parent), journal))
+        return session
+
+    async def _fork(self, description: Description, session: Session, step: int | None) -> Session:
+        generation, snapshot = await copy_at(self.turns, session, step, description.id)
+        create = partial(self.directory.create, description.id, description.to_json(), generation, snapshot)
+        (await self.waking.do(create)).close()
+        settings = Settings(**generation.settings)
+        return Session(description, settings, snapshot.step, settings.ttl_seconds)
 
     async def get(self, session_id: str, owners: Set[str]) -> Session:
         """The session of that id; those of others than these owners are not there.

@@ -102,6 +102,21 @@ class Turns:
 
         return await self.act(session, act)
 
+    async def act_asleep(self, session: Session, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The same, but whether or not the session is awake, or can be awoken.
+
+        Raises:
+            SessionNotFound, SessionExpired: the session went away before.
+            SessionError: whatever `act` raises.
+        """
+
+        async def in_turn() -> T:
+            async with session.turn:
+                session.require_open()
+                return await act()
+
+        return await asyncio.shield(asyncio.create_task(in_turn()))
+
     async def close(self) -> None:
         """Let the work in hand come to its end."""
         await asyncio.to_thread(self.committer.close)

@@ -5,11 +5,13 @@ import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from optserve_server.sessions.awake import Awake
-from optserve_server.sessions.description import Description, VersionReference
+from optserve_server.sessions.description import Description, Settings, VersionReference
 from optserve_server.sessions.errors import SessionDamaged, StateTooLarge, storage_error
+from optserve_server.sessions.log import SessionLog
 from optserve_server.sessions.pages import Arena, StateMemory
 from optserve_server.sessions.plan import ServedVersion, configured
 from optserve_server.sessions.recovery import recover
@@ -20,6 +22,9 @@ from optserve_server.sessions.storage.errors import Damaged
 T = TypeVar("T")
 
 _FILE_THREADS = 4  # of which most wait for the disk
+
+FindState = Callable[[str, Path, Awake, Settings], SessionLog]
+"""Gives an awake part, at h_0, a state that is found in the files of the session of that id."""
 
 LoadVersion = Callable[[VersionReference], Awaitable[ServedVersion]]
 
@@ -57,8 +62,12 @@ class Waking:
                 if not await self._makes_room_for(error):
                     raise
 
-    async def wake(self, session: Session) -> None:
-        """Give a session, in its turn, the state that its files say.
+    def place(self, session: Session) -> Path:
+        """Where the session's files are."""
+        return self._directory.place(session.id)
+
+    async def wake(self, session: Session, find: FindState = recover) -> None:
+        """Give a session, in its turn, the state that its files say, or another that is found in them.
 
         Raises:
             SessionDamaged: a file is not what was written.
@@ -69,10 +78,22 @@ class Waking:
         version = await self._load(session.description.version)
         while session.awake is None:
             try:
-                await self._recover(session, self._begin(session.description, version))
+                await self._wake(session, self._begin(session.description, version), find)
             except StateTooLarge as error:
                 if not await self._makes_room_for(error):
                     raise
+
+    async def beside(self, session: Session, work: Callable[[Awake], T]) -> T:
+        """What `work` makes of a second awake part of a session, at h_0, while the session stays as it is.
+
+        Raises:
+            SessionDamaged, VersionMissing, StateTooLarge: as in `wake`.
+        """
+        awake = await self.begin(session.description, await self._load(session.description.version))
+        try:
+            return await self._read(session, partial(work, awake))
+        finally:
+            await self.release(awake)
 
     def _begin(self, description: Description, version: ServedVersion) -> Awake:
         plan = description.plan
@@ -83,18 +104,21 @@ class Waking:
         self._arenas[key] = arena
         return awake
 
-    async def _recover(self, session: Session, awake: Awake) -> None:
-        work = partial(recover, session.id, self._directory.place(session.id), awake, session.settings)
+    async def _wake(self, session: Session, awake: Awake, find: FindState) -> None:
         try:
-            log = await asyncio.get_running_loop().run_in_executor(self.threads, work)
-        except BaseException as error:
+            log = await self._read(session, partial(find, session.id, self.place(session), awake, session.settings))
+        except BaseException:
             await self.release(awake)
-            if isinstance(error, Damaged):
-                raise SessionDamaged(session.id, error) from error
-            if isinstance(error, OSError):
-                raise storage_error(error) from error
             raise
         session.hold(awake, log)
+
+    async def _read(self, session: Session, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        except Damaged as damage:
+            raise SessionDamaged(session.id, damage) from damage
+        except OSError as error:
+            raise storage_error(error) from error
 
     async def _makes_room_for(self, error: StateTooLarge) -> bool:
         return error.fields["bytes_needed"] <= self.memory.limit and await self._make_room()
