@@ -221,9 +221,10 @@ def test_beside_a_server_at_work_nothing_seems_damaged(place: Path) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        looks = [found(place) for _ in range(100)]
+        looks = [found(place)]
+        while len(looks) < 50 or looks[-1].next_step < 60:  # type: ignore[operator]
+            looks.append(found(place))
     finally:
         done.set()
         thread.join()
     assert [damage for look in looks for damage in look.damage] == []
-    assert looks[-1].next_step > 18  # type: ignore[operator]
