@@ -75,6 +75,8 @@ def test_a_key_has_as_many_sessions_and_coordinates_as_it_may(limited):
     with pytest.raises(errors.QuotaExceeded, match="Delete sessions") as told:
         client.sessions.create("adam", ONE)
     assert (told.value.limit, told.value.at_most) == ("sessions", 2)
+    with pytest.raises(errors.QuotaExceeded, match="Delete sessions"):
+        first.fork()
     uses = client.usage()
     assert (uses.sessions, uses.coordinates, uses.limits.sessions) == (2, 10, 2)
     first.close()

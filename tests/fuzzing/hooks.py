@@ -24,6 +24,8 @@ RECIPE = {
 EVALUATION = {"optimizers": ["rnnprop"], "steps": 2, "seeds": 1, "tasks": [{"family": "quadratic"}]}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
+_CREATES_SESSIONS = ("POST /v1/sessions", "POST /v1/sessions/{session_id}/fork")
+
 _turns = itertools.count()
 _optimizers = itertools.cycle(["adam", "rnnprop", "adamw", "sgd", "adam"])
 _dtypes = itertools.cycle(SIZES)
@@ -53,7 +55,7 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
 
 @schemathesis.hook
 def after_call(context: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
-    if response.status_code == 201 and case.operation.label == "POST /v1/sessions":
+    if response.status_code == 201 and case.operation.label in _CREATES_SESSIONS:
         session = response.json()
         _sessions[session["id"]] = session
     elif response.status_code == 200 and case.operation.label == "GET /v1/sessions/{session_id}/state":
@@ -83,6 +85,8 @@ _GOOD: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "POST /v1/sessions/{session_id}/steps/{step}": _numbers,
     "PUT /v1/sessions/{session_id}/parameters": _numbers,
     "PUT /v1/sessions/{session_id}/state": _state,
+    "POST /v1/sessions/{session_id}/restore": _always(JSON, {"step": 0}),
+    "POST /v1/sessions/{session_id}/fork": _always(JSON, {}),
     "POST /v1/optimizers/{name}/versions": _always(SAFETENSORS, WEIGHTS),
     "POST /v1/meta-training-runs": _always(JSON, RECIPE),
     "POST /v1/evaluations": _always(JSON, EVALUATION),
