@@ -1,5 +1,6 @@
 """`optserve serve`: the server."""
 
+import resource
 import signal
 import socket
 import sys
@@ -76,6 +77,7 @@ def serve(
     # uvicorn raises the signal that stopped it once more at the end; it is no failure to be told to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    _allow_many_files()
     listening = _listen(settings)
     logs.configure()
     app = _app(settings)
@@ -122,6 +124,12 @@ def _supervisor(settings: "Settings") -> "Supervisor":
     return Supervisor(
         settings.workers, database_url=settings.database, device=settings.device, threads=settings.threads
     )
+
+
+def _allow_many_files() -> None:
+    # Each session that is awake has its journal open, beside the connections.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(settings: "Settings") -> socket.socket:

@@ -1,5 +1,6 @@
 """What a session has in memory while it is awake: h_t, the clocks, θ, and its last step."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Awake:
         self.theta: Tensor | None = None  # [pages, 256]
         self.last: tuple[StepGradients, NDArray[Any]] | None = None  # the last step and its updates, as they travel
         self.history = History()
+        self.replay_seconds = 0.0  # of computation, since the state that a snapshot has
         self.is_approximate = False  # whether it was replayed with other bits, and nobody has been told
         self.closed = False
         self._horizon = None if horizon is None else torch.tensor(float(horizon))
@@ -142,6 +144,7 @@ class Awake:
 
     def take(self, gradients: StepGradients, observations: Observations) -> NDArray[Any]:
         """Take the next step: the updates g_t of the selected parameters, one after another, as they travel."""
+        begun = time.thread_time()
         selection = gradients.selection
         sent = collect(self._computed(gradients, observations).numpy(), selection, self.dtype)
         updates = widen(sent, self.dtype)
@@ -151,6 +154,7 @@ class Awake:
         self._tick(selection.skipped)
         self.last = (gradients, sent)
         self.next_step += 1
+        self.replay_seconds += time.thread_time() - begun
         return sent
 
     def _computed(self, gradients: StepGradients, observations: Observations) -> Updates:
