@@ -43,7 +43,7 @@ OptserveError
     ├── QuotaExceeded           429, with `limit` and `at_most`
     ├── HeadersTooLarge         431
     ├── InternalError           500
-    ├── SessionDamaged          500
+    ├── SessionDamaged          500, with `step`
     ├── ServerBusy              503
     ├── Draining                503
     ├── NotReady                503, with `checks`
@@ -429,6 +429,11 @@ class SessionDamaged(ProblemError):
     """A file of the session is not what was written; the message says to which step the session can go back."""
 
     problem = problems.SESSION_DAMAGED
+
+    @property
+    def step(self) -> int | None:
+        """The first step that is lost, where it is known: `session.rewind(step)` gives up what follows."""
+        return self.fields.get("step")
 
 
 class StorageFull(ProblemError):

@@ -8,7 +8,6 @@ import pytest
 from tests.sessions.storage.conftest import generation, record
 
 from optserve.cli import main
-from optserve_server.sessions.storage import verification
 from optserve_server.sessions.storage.directory import SessionDirectory
 
 SESSION = "5e55"  # the one that the storage's records are of
@@ -18,7 +17,6 @@ SESSION = "5e55"  # the one that the storage's records are of
 def run(tmp_path, monkeypatch, capsys):
     """Runs `optserve sessions …` in an empty directory: its exit code, and what it wrote."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0)
     for name, value in {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}.items():
         monkeypatch.setenv(name, value)
 
@@ -36,7 +34,7 @@ def run(tmp_path, monkeypatch, capsys):
 def journal(tmp_path):
     """The journal of a session with two steps; the directory is in a server's hands."""
     directory = SessionDirectory(tmp_path / "data" / "sessions")
-    journal = directory.create(SESSION, {}, generation())
+    journal = directory.create(SESSION, {"id": SESSION}, generation())
     journal.append(record(0))
     journal.append(record(1))
     journal.close()

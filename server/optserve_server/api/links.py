@@ -8,6 +8,7 @@ _SESSION = {"session_id": "$response.body#/id", "step": "$response.body#/next_st
 _TOLD = {
     "create_session": _SESSION,
     "get_session": _SESSION,
+    "fork": _SESSION,
     "take_step": {"session_id": "$request.path.session_id"},
     "import_version": {"name": "$response.body#/optimizer", "number": "$response.body#/version"},
     "create_meta_training_run": {"run_id": "$response.body#/id"},

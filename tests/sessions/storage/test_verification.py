@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 from tests.sessions.storage.conftest import SESSION, generation, record
 
-from optserve_server.sessions.storage import snapshots, verification
+from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.directory import SessionDirectory
 from optserve_server.sessions.storage.journal import Journal
 from optserve_server.sessions.storage.lineage import Lineage, journal_path, snapshot_path
 from optserve_server.sessions.storage.snapshots import Snapshot
 from optserve_server.sessions.storage.verification import Verification, verify
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0)
 
 
 def state(step: int, session: str = SESSION) -> Snapshot:
@@ -35,7 +30,7 @@ def append(journal: Journal, steps: range) -> None:
 def place(tmp_path: Path) -> Iterator[Path]:
     """Generations 1 (steps 0 to 9), 2 (10 to 19, with a snapshot), abandoned 3, 4 (from 15 on); and a checkpoint."""
     directory = SessionDirectory(tmp_path)
-    append(directory.create(SESSION, {"label": "größer"}, generation()), range(10))
+    append(directory.create(SESSION, {"id": SESSION, "label": "größer"}, generation()), range(10))
     place = directory.place(SESSION)
     lineage = Lineage(place)
     append(lineage.begin(generation(first_step=10, parent=1), state(10)), range(10, 20))
@@ -168,9 +163,10 @@ def test_steps_that_are_missing_in_a_journal(place: Path) -> None:
     assert found(place).next_step == 17
 
 
-@pytest.mark.parametrize("kind", ["journal", "snapshot", "checkpoint"])
+@pytest.mark.parametrize("kind", ["description", "journal", "snapshot", "checkpoint"])
 def test_files_of_another_session(place: Path, kind: str) -> None:
     path = {
+        "description": place / "session.json",
         "journal": journal_path(place, 5),
         "snapshot": snapshot_path(place, 2),
         "checkpoint": place / "checkpoints" / "aa.snapshot",
@@ -178,6 +174,12 @@ def test_files_of_another_session(place: Path, kind: str) -> None:
     if kind == "journal":
         path.write_bytes(journal_path(place, 4).read_bytes())
         word = "generation 4"
+    elif kind == "description":
+        directory = SessionDirectory(place / "elsewhere")
+        directory.create("7e57", {"id": "7e57"}, generation()).close()
+        directory.close()
+        path.write_bytes((place / "elsewhere" / "7e57" / "session.json").read_bytes())
+        word = "of session 7e57"
     else:
         path.unlink()
         snapshots.write(path, state(10, "7e57"))

@@ -3,7 +3,6 @@
 Files are only read, so a server may be at work on them meanwhile.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from optserve_server.sessions.storage.errors import Damaged
 from optserve_server.sessions.storage.journal import NOTHING, Generation, reading
 from optserve_server.sessions.storage.lineage import Lineage, journal_path, snapshot_path
 
-PAUSE_SECONDS = 0.5  # before a second look: a server takes less to make what is half there
-
 _CHECKPOINTS = "checkpoints/*.snapshot"
-_ANOTHER_STATE = "what is left: restore a checkpoint, or PUT a state that was kept elsewhere"
+_ANOTHER_STATE = "what is left: restore a checkpoint, or PUT a state that was kept elsewhere into a new session"
 _NOTHING_LOST = "nothing is lost: the session does not come from it any more"
 
 
@@ -51,8 +48,7 @@ class Verification:
 def verify(place: Path) -> Verification | None:
     """Verify the session of that directory; None if it has been deleted meanwhile.
 
-    A server at work may just be making the session, or remove a file before it is read. So damage is what is there a
-    second time.
+    A server at work may remove a file before it is read. So damage is what is there a second time.
     """
     before: tuple[Damage, ...] = ()
     while place.exists():
@@ -60,7 +56,6 @@ def verify(place: Path) -> Verification | None:
         if found.damage == before:
             return found
         before = found.damage
-        time.sleep(PAUSE_SECONDS)
     return None
 
 
@@ -86,7 +81,9 @@ class _Examination:
     def verification(self) -> Verification:
         """What it finds."""
         with self._noting("the session cannot be served; put the file back from a copy, or remove the directory"):
-            read_description(self.place)
+            found = read_description(self.place).get("id")
+            if found != self.place.name:
+                raise Damaged(self.place / "session.json", f"it is of session {found}")
         with self._noting(_ANOTHER_STATE):
             for number in self._lineage.numbers:
                 self._read_journal(number)
