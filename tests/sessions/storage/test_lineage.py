@@ -127,3 +127,24 @@ def test_a_header_that_cannot_be_read_is_in_nobodys_way_who_has_a_snapshot_behin
         lineage.route(9)
     assert lineage.prune(0) == 10
     assert not path.exists()
+
+
+def test_a_pruning_that_is_cut_off_leaves_nothing_that_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lineage = begun(tmp_path)
+    append(lineage.begin(generation(first_step=30, parent=3), state(30)), range(30, 31))
+    unlink, removed = Path.unlink, []
+
+    def once(path: Path, missing_ok: bool = False) -> None:
+        if removed:
+            raise OSError("the power is gone")
+        removed.append(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", once)
+    with pytest.raises(OSError, match="power"):
+        lineage.prune(30)
+    with pytest.raises(StepNotRetained, match="30 to"):
+        Lineage(tmp_path).route(29)
+    assert legs(Lineage(tmp_path)) == [(4, None)]

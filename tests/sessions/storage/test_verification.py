@@ -94,7 +94,7 @@ BODY = 4096 + 72  # where the first record's body is
 @pytest.mark.parametrize(
     ("name", "position", "word", "mend"),
     [
-        ("session.json", 5, "checksum", "put the file back"),
+        ("session.json", 9, "checksum", "put the file back"),
         ("00000001.journal", BODY, "before step 0 is read", "no longer go back to the steps 1 to 9"),
         ("00000001.journal", 20, "header", "no longer go back to steps before 10"),
         ("00000002.journal", BODY, "before step 10 is read", 'restore {"step": 10}'),

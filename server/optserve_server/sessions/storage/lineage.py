@@ -149,7 +149,8 @@ class Lineage:
             if generation.first_step <= oldest_step and self._has_snapshot(generation.number):
                 break
         numbers = {generation.number for generation in kept}
-        for number in [number for number in self.numbers if number not in numbers]:
+        # The youngest first: what is cut off in between leaves no generation whose parent is gone before it.
+        for number in [number for number in reversed(self.numbers) if number not in numbers]:
             journal_path(self.place, number).unlink(missing_ok=True)
             snapshot_path(self.place, number).unlink(missing_ok=True)
             self.numbers.remove(number)
