@@ -142,7 +142,7 @@ def _watch(store: SessionStore, drain: Drain, bodies: BodyMemory) -> None:
     metrics.BUILD.info({"version": optserve.__version__})
     metrics.SESSIONS.labels("awake").set_function(lambda: store.awake)
     metrics.SESSIONS.labels("parked").set_function(lambda: len(store) - store.awake)
-    metrics.STATE_BYTES.labels("memory").set_function(lambda: store.memory.used)
+    metrics.STATE_MEMORY.set_function(lambda: store.memory.used)
     metrics.REQUESTS_IN_HAND.set_function(lambda: len(drain.in_hand))
     metrics.BODY_BYTES.set_function(lambda: bodies.used)
     metrics.STATE_MEMORY_LIMIT.set_function(lambda: store.memory.limit)

@@ -49,7 +49,7 @@ _QUEUE, _COMPUTE, _JOURNAL = (STEP_SECONDS.labels(part) for part in ("queue", "c
 JOURNAL_BATCH = Histogram(
     "optserve_journal_batch_records",
     "Records of the journals that were written and synced at once",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    buckets=(1, 2, 4, 8, 16, 32),
     registry=REGISTRY,
 )
 
@@ -67,10 +67,9 @@ def step_taken(coordinates: int, *, queue: float, compute: float, journal: float
 # --- sessions: whoever opens the store gives these their functions, `SESSIONS.labels("awake").set_function(…)` --------
 
 SESSIONS = Gauge("optserve_sessions", "Sessions: awake in memory, parked on disk", ["state"], registry=REGISTRY)
-STATE_BYTES = Gauge(
-    "optserve_state_bytes",
-    "Bytes of hidden states and what belongs to them: of awake sessions in memory, of all sessions on disk",
-    ["where"],
+STATE_MEMORY = Gauge(
+    "optserve_state_memory_bytes",
+    "Bytes of memory that awake sessions take",
     registry=REGISTRY,
 )
 STATE_MEMORY_LIMIT = Gauge("optserve_state_memory_limit_bytes", "The most memory for hidden states", registry=REGISTRY)

@@ -1,6 +1,7 @@
 """`GET /metrics`, as Prometheus reads it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import httpx
 import pytest
@@ -45,8 +46,9 @@ def test_steps_and_their_coordinates_and_seconds_are_counted(gained, new_loop, g
     loop.step(3, gradients(40), skip="b")
     assert gained("optserve_steps_total") == 4
     assert gained("optserve_coordinates_total") == 3 * 42 + 40
-    for part in ("queue", "compute"):
+    for part in ("queue", "compute", "journal"):
         assert gained("optserve_step_seconds_count", part=part) == 4
+    assert gained("optserve_journal_batch_records_sum") >= 4
     assert 0 < gained("optserve_step_seconds_sum", part="compute") < 4
 
 
@@ -64,7 +66,7 @@ def test_sessions_and_their_memory_are_told(scrape, new_loop):
     after = scrape()
     sessions = [read(found, "optserve_sessions", state="awake") for found in (before, during, after)]
     assert sessions == [sessions[0], sessions[0] + 1, sessions[0]]
-    used = [read(found, "optserve_state_bytes", where="memory") for found in (before, during, after)]
+    used = [read(found, "optserve_state_memory_bytes") for found in (before, during, after)]
     assert used[1] - used[0] > 2 * 4 * 100_000
     assert used[2] == used[0]
     assert used[1] < read(during, "optserve_state_memory_limit_bytes")
@@ -139,3 +141,12 @@ def test_problems_are_counted_by_type(gained, new_loop, gradients):
     for step in (7, 8):
         loop.post(step, gradients(4).tobytes())
     assert gained("optserve_problems_total", type="step-conflict") == 2
+
+
+def test_every_metric_is_explained(server):
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+        kind, _, rest = line.removeprefix("# ").partition(" ")
+        name = rest.split()[0]
+        if kind == "TYPE" and name.startswith("optserve_"):
+            assert f"`{name}" in page, name

@@ -8,7 +8,7 @@ import uvicorn
 
 from optserve_server.api.traffic import Drain
 
-DRAIN_SECONDS = 4.0
+DRAIN_SECONDS = 3.0
 """For the requests in hand. With the second below, and those in which the rooms close, a server is gone in ten."""
 
 CLOSE_SECONDS = 1

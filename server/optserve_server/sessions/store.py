@@ -98,7 +98,7 @@ class SessionStore:
         self._reader = asyncio.create_task(self._read_all())
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    async def close(self, seconds: float = 4.0) -> None:
+    async def close(self, seconds: float = 3.0) -> None:
         """Let the work in hand come to its end, make snapshots for so many seconds, and stop.
 
         What has no snapshot yet is in the journals all the same.

@@ -8,6 +8,7 @@ import asyncio
 import queue
 import threading
 
+from optserve_server import metrics
 from optserve_server.sessions.storage.journal import Journal
 from optserve_server.sessions.storage.records import Record
 
@@ -63,6 +64,7 @@ class Committer:
                 return
 
     def _commit(self, group: list[Commit]) -> list[OSError | None]:
+        metrics.JOURNAL_BATCH.observe(len(group))
         written: list[int | OSError] = []
         for journal, record, _ in group:
             try:
