@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tests.sessions.storage.conftest import generation, record
 
+from optserve import Client
 from optserve.cli import main
 from optserve_server.sessions.storage.directory import SessionDirectory
 
@@ -82,3 +83,17 @@ def test_errors_are_one_line(run, journal, tmp_path, arguments, words):
     (line,) = result.stderr.splitlines()
     assert words in line
     assert not (tmp_path / "dat").exists()
+
+
+def test_a_replay_of_what_a_server_is_at_work_on(run, server):
+    with Client(server.url) as client, client.sessions.create("rnnprop", {"w": (3,)}) as session:
+        for step in range(40):
+            session.step({"w": [1.0, 0.5, step]})
+        result = run("verify", session.id, "--replay", "--data-dir", str(server.data_dir), "--json")
+        (told,) = json.loads(result.stdout)
+        assert (result.code, told["next_step"], told["replayed_steps"], told["same_kernel"]) == (0, 40, 40, True)
+        table = run("verify", session.id, "--replay", "--data-dir", str(server.data_dir)).stdout
+        assert "replayed" in table
+        elsewhere = run("verify", "--replay", "--data-dir", str(server.data_dir), "--database-url", "sqlite:///a.db")
+        assert elsewhere.code == 1
+        assert "is it the one the server uses?" in elsewhere.stderr

@@ -63,3 +63,15 @@ def opened_database(settings: "Settings") -> Iterator["Database"]:
         raise typer.Exit(1) from error
     finally:
         database.close()
+
+
+def require_schema(database: "Database") -> None:
+    """Check that a server has ever used this database.
+
+    Raises:
+        typer.Exit: none has; one line on stderr says so.
+    """
+    if database.current() is None:
+        where = database.url.render_as_string(hide_password=True)
+        typer.secho(f"error: there is no database at {where} yet; is it the one the server uses?", err=True, fg="red")
+        raise typer.Exit(1)

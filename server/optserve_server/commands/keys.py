@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, settings_from
+from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, require_schema, settings_from
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -113,9 +113,8 @@ def _transaction(database_url: str | None, data_dir: Path | None, *, create: boo
     from optserve_server.registry.errors import RegistryError
 
     with opened_database(settings_from(database_url=database_url, data_dir=data_dir)) as database:
-        if not create and database.current() is None:
-            where = database.url.render_as_string(hide_password=True)
-            raise _fail(f"there is no database at {where} yet; is it the one the server uses?")
+        if not create:
+            require_schema(database)
         database.upgrade()
         try:
             with database.session(write=True) as db_session:

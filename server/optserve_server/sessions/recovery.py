@@ -51,11 +51,17 @@ def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
         put_snapshot(awake, snapshots.read(route.snapshot))
     *before, last = route.legs
     for leg in before:
-        _replay_leg(awake, journal_path(place, leg.generation.number), leg)
-    return _replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
+        replay_leg(awake, journal_path(place, leg.generation.number), leg)
+    return replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
 
 
-def _replay_leg(awake: Awake, path: Path, leg: Leg, destination: int | None = None) -> RecordReader:
+def replay_leg(awake: Awake, path: Path, leg: Leg, destination: int | None = None) -> RecordReader:
+    """Take an awake part, where the leg begins, to its end; damage at the step `destination` is in nobody's way.
+
+    Raises:
+        Damaged: a record is not what was written.
+        StateTooLarge: there is no room for θ.
+    """
     if leg.generation.kernel != awake.kernel:
         awake.is_approximate = True
     settings = Settings(**leg.generation.settings)
