@@ -55,6 +55,7 @@ class Descent:
 
 
 def _meta_optimizer(settings: MetaOptimizer, phi: list[Tensor]) -> torch.optim.Optimizer:
+    # Left to itself PyTorch takes the weights one by one on a CPU: the same sums in a third more time.
     if settings.kind == "adam":
-        return torch.optim.Adam(phi, lr=settings.learning_rate)
-    return torch.optim.SGD(phi, lr=settings.learning_rate)
+        return torch.optim.Adam(phi, lr=settings.learning_rate, foreach=True)
+    return torch.optim.SGD(phi, lr=settings.learning_rate, foreach=True)

@@ -9,6 +9,7 @@ same order, so that no bit changes.
 import copy
 from collections import Counter
 from collections.abc import Callable
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +84,8 @@ def _trace(evaluate: Evaluation, tensors: list[Tensor]) -> Evaluation:
     traced = make_fx(evaluate)(*tensors)
     _drop_idle_views(traced.graph)
     _fold_constants(traced)
+    _drop_idle_products(traced)
+    _call_directly(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     evaluation: Evaluation = traced.forward
@@ -126,6 +129,29 @@ def _fold_constants(traced: Any) -> None:
         with traced.graph.inserting_before(node):
             node.replace_all_uses_with(traced.graph.get_attr(f"constant_{number}"))
         traced.graph.erase_node(node)
+
+
+def _drop_idle_products(traced: Any) -> None:
+    """Of x · 1 and x¹, which the chain rule makes many of."""
+    aten, graph = torch.ops.aten, traced.graph
+    for node in graph.nodes:
+        idle = None
+        if node.target == aten.pow.Tensor_Scalar and node.args[1] == 1:
+            idle = node.args[0]
+        elif node.target == aten.mul.Tensor and node.args[0].op == "get_attr":
+            factor = getattr(traced, node.args[0].target)
+            idle = node.args[1] if bool((factor == 1).all()) else None
+        if idle is not None and _form(idle.meta["val"]) == _form(node.meta["val"]):
+            node.replace_all_uses_with(idle)
+            graph.erase_node(node)
+
+
+def _call_directly(graph: Any) -> None:
+    """Torch's own functions instead of the operations under them, which take as much again to find their arguments."""
+    for node in graph.nodes:
+        function = getattr(torch, getattr(_operation(node), "__name__", ""), None)
+        if isinstance(function, BuiltinFunctionType):
+            node.target = function
 
 
 def _operation(node: Any) -> Any:

@@ -28,18 +28,18 @@ class Guard:
         self.exploded = torch.zeros_like(self.finite)
         self._history: list[Tensor] = []
 
-    def admit(self, theta: Tensor, loss: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the optimizer may see of θ_t, f(θ_t) and ∇_t: zeros for a task that is not finite."""
-        self.check(theta, torch.cat((loss.unsqueeze(1), theta, gradients), dim=1).detach().abs().amax(dim=1))
-        rows = self.finite.unsqueeze(1)
-        return theta.where(rows, 0.0), loss.where(self.finite, 0.0), gradients.where(rows, 0.0)
+    def see(self, theta: Tensor, loss: Tensor, gradients: Tensor) -> None:
+        """Note which tasks are finite by θ_t, f(θ_t) and ∇_t."""
+        seen = torch.cat((loss.detach().unsqueeze(1), theta.detach(), gradients.detach()), dim=1)
+        self._note(theta, seen.abs().amax(dim=1))
 
-    def check(self, theta: Tensor, seen: Tensor) -> None:
-        """Note which tasks are finite by one more loss, or the largest of all that was seen of it, `[tasks]`."""
-        self.finite = self.finite & (seen.detach().abs() < LARGEST)
-        self._history.append(self.finite)
-        if theta.requires_grad:
-            theta.register_hook(self._contain)  # type: ignore[no-untyped-call]
+    def check(self, theta: Tensor, loss: Tensor) -> None:
+        """Note which tasks are finite by one more loss, `[tasks]`."""
+        self._note(theta, loss.detach().abs())
+
+    def shown(self, of_tasks: Tensor) -> Tensor:
+        """What the optimizer may see of something that tasks have, `[tasks, …]`: zeros where one is not finite."""
+        return of_tasks.where(self.finite.view(-1, *[1] * (of_tasks.dim() - 1)), 0.0)
 
     def marked(self, losses: Tensor) -> Tensor:
         """The losses after each step, `[steps, tasks]`, but infinite from where on a task is not finite."""
@@ -54,6 +54,12 @@ class Guard:
             if not exploded.any():
                 return dict(zip(phi, gradients, strict=True))
             self.finite = self.finite & ~exploded
+
+    def _note(self, theta: Tensor, largest: Tensor) -> None:
+        self.finite = self.finite & (largest < LARGEST)
+        self._history.append(self.finite)
+        if theta.requires_grad:
+            theta.register_hook(self._contain)  # type: ignore[no-untyped-call]
 
     def _contain(self, gradient: Tensor) -> Tensor:
         finite = vector_norm(gradient, math.inf, dim=1) < math.inf

@@ -137,12 +137,12 @@ def unroll(
             losses.append(loss)
             if group.initial_loss is None:
                 group.initial_loss = loss.detach()
-            theta = group.theta
             if guard is not None:
-                theta, loss, gradients = guard.admit(theta, loss, gradients)
+                guard.see(group.theta, loss, gradients)
+                gradients = guard.shown(gradients)
             if linearised:
                 slopes.append(gradients)
-            observations = _observations(group, theta, loss, gradients, clock, horizon)
+            observations = _observations(group, optimizer, guard, loss, gradients, clock, horizon)
             updates = taken.step(observations)
             if group.teacher is not None:
                 group.teacher.see(observations, updates)
@@ -165,12 +165,25 @@ def _initial_state(optimizer: Optimizer, family: TaskFamily, theta: Theta) -> Hi
 
 
 def _observations(
-    group: Group, theta: Theta, loss: Tensor, gradients: Tensor, clock: Tensor, horizon: int
+    group: Group,
+    optimizer: Optimizer,
+    guard: Guard | None,
+    loss: Tensor,
+    gradients: Tensor,
+    clock: Tensor,
+    horizon: int,
 ) -> Observations:
+    """What the optimizer is told; `gradients` are as the guard shows them."""
+
+    def shown(of_tasks: Tensor) -> Tensor:
+        return of_tasks if guard is None else guard.shown(of_tasks)
+
     if group.in_one_row:
-        return Observations(gradients.flatten(), clock, theta.flatten())
+        theta = shown(group.theta).flatten() if "parameters" in optimizer.uses else None
+        return Observations(gradients.flatten(), clock, theta)
     horizons = torch.full_like(loss, float(horizon))
-    return Observations(gradients, clock, theta, loss, horizons, tuple(group.family.shapes.values()))
+    shapes = tuple(group.family.shapes.values())
+    return Observations(gradients, clock, shown(group.theta), shown(loss), horizons, shapes)
 
 
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:
@@ -199,7 +212,8 @@ def _linearised(
     """
     loss, gradients = _loss_and_gradients(group, generator, second_order=False)
     if guard is not None:
-        _, _, gradients = guard.admit(group.theta, loss, gradients)
+        guard.see(group.theta, loss, gradients)
+        gradients = guard.shown(gradients)
     followed, fixed = torch.stack([*losses[1:], loss]), torch.stack([*slopes[1:], gradients])
     updates = taken.updates()
     if group.teacher is not None:

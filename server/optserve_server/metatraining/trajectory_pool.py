@@ -1,7 +1,7 @@
 """The trajectories under way, and an outer step's meta-gradient from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -107,6 +107,8 @@ def _mean(estimates: Sequence[tuple[int, MetaGradient]], *, unit_norm: bool) -> 
     shares = [count / tasks for count, _ in estimates]
     found = [estimate for _, estimate in estimates]
     gradients = [_of_norm_one(estimate.gradients) if unit_norm else estimate.gradients for estimate in found]
+    if len(found) == 1:
+        return replace(found[0], gradients=gradients[0])
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(dim=0)

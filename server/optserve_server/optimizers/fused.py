@@ -107,36 +107,40 @@ def corrections_of(optimizer: RNNprop, observations: Observations) -> Tensor:
 class RecurrentKernel:
     """A network stepped block by block through a window, and its derivative by φ.
 
-    All tensors are float32 on the CPU: pages `[blocks, features, 64]`, gradients, corrections and updates
-    `[blocks, 64]`. It uses as many cores as torch may at the beginning; its results are the same bits on any number.
+    All tensors are float32 on the CPU: `pages` `[blocks, features, 64]`, which are stepped in place, and of each step
+    `gradients`, `corrections` and `updates`, `[steps, blocks, 64]`. It uses as many cores as torch may at the
+    beginning; its results are the same bits on any number.
     """
 
-    def __init__(self, optimizer: Any, phi: Phi, blocks: int) -> None:
+    def __init__(
+        self, optimizer: Any, phi: Phi, pages: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor
+    ) -> None:
         self._network = FUSED[optimizer.kind](optimizer, {name: weight.detach() for name, weight in phi.items()})
-        self._numbers = np.arange(blocks)
+        self._numbers = np.arange(len(pages))
         self._cores = torch.get_num_threads()
+        self._pages = pages.numpy()
+        self._steps = [tensor.numpy() for tensor in (gradients, corrections, updates)]
 
-    def step(self, pages: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor) -> None:
-        """One step, the pages in place."""
-        arrays = [tensor.numpy() for tensor in (gradients, corrections, updates)]
+    def step(self, number: int) -> None:
+        """The step `number` of the window: its gradients and corrections to its updates."""
+        arrays = [array[number] for array in self._steps]
 
         def step(first: int, last: int) -> None:
             numbers = self._numbers[first:last]
-            recurrent.step_pages(self._network, pages.numpy(), numbers, *(array[first:last] for array in arrays))
+            recurrent.step_pages(self._network, self._pages, numbers, *(array[first:last] for array in arrays))
 
         share_out(self._cores, len(self._numbers), _BLOCKS_A_CORE, step)
 
-    def derivative(
-        self, gradients: Tensor, corrections: Tensor, states: Tensor, cotangents: Tensor
-    ) -> dict[str, Tensor]:
-        """The cotangents of φ by name, from what `step` was given and those of its updates, `[steps, blocks, 64]`.
+    def derivative(self, states: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+        """The cotangents of φ by name, from those of the updates of the first steps, `[steps, blocks, 64]`.
 
         `states` are the pages before every `SEGMENT`-th step.
         """
+        gradients, corrections = (array[: len(cotangents)] for array in self._steps[:2])
         blocks_a_chunk = -(-len(self._numbers) // _CHUNKS)
         chunks = -(-len(self._numbers) // blocks_a_chunk)
         derivatives = make_derivatives(self._network, chunks)
-        window = Window(*(tensor.numpy() for tensor in (gradients, corrections, states, cotangents)))
+        window = Window(gradients, corrections, states.numpy(), cotangents.numpy())
         transposed = transposed_cells(self._network)
 
         def differentiate(first: int, last: int) -> None:

@@ -102,7 +102,11 @@ class FusedStepper:
         self._corrections = torch.ones(self._kept, blocks, BLOCK) if corrects(optimizer) else self._gradients
         self._updates = torch.empty(self._kept, blocks, BLOCK)
         self._states = torch.empty(-(-self._kept // SEGMENT), blocks, features, BLOCK)
-        self._kernel = None if isinstance(self._pages, FakeTensor) else RecurrentKernel(optimizer, phi, blocks)
+        self._rows = [self._rows_of(each).unbind() for each in (self._gradients, self._corrections, self._updates)]
+        self._kernel = None
+        if not isinstance(self._pages, FakeTensor):
+            tensors = (self._pages, self._gradients, self._corrections, self._updates)
+            self._kernel = RecurrentKernel(optimizer, phi, *tensors)
         self._taken = 0
         self._fill_pages(state.coordinates)
 
@@ -121,13 +125,13 @@ class FusedStepper:
         step = self._taken % self._kept
         self._taken += 1
         if step % SEGMENT == 0:
-            self._states[step // SEGMENT] = self._pages
-        self._row(self._gradients, step).copy_(observations.gradients)
+            self._states[step // SEGMENT].copy_(self._pages)
+        gradients, corrections, updates = (rows[step] for rows in self._rows)
+        gradients.copy_(observations.gradients)
         if self._corrections is not self._gradients:
-            self._row(self._corrections, step).copy_(corrections_of(self._optimizer, observations))
+            corrections.copy_(corrections_of(self._optimizer, observations))
         if self._kernel:
-            self._kernel.step(self._pages, self._gradients[step], self._corrections[step], self._updates[step])
-        updates = self._row(self._updates, step)
+            self._kernel.step(step)
         return updates if self._kept > 1 else updates.clone()
 
     def updates(self) -> Tensor:
@@ -137,21 +141,22 @@ class FusedStepper:
 
     def values(self) -> Tensor:
         """The same without a graph."""
-        return self._updates[: self._taken].flatten(1)[:, : self._coordinates]
+        return self._rows_of(self._updates)[: self._taken]
 
     def cotangents(self, of_updates: Tensor) -> list[Tensor]:
         """The cotangents of φ, in its order, from those of all updates, `[steps, n]`."""
         steps = self._taken
         cotangents = torch.zeros_like(self._gradients[:steps])
-        cotangents.view(steps, -1)[:, : self._coordinates] = of_updates
+        self._rows_of(cotangents).copy_(of_updates)
         if not self._kernel:
             return [torch.zeros_like(weight) for weight in self._phi.values()]
         states = self._states[: -(-steps // SEGMENT)]
-        named = self._kernel.derivative(self._gradients[:steps], self._corrections[:steps], states, cotangents)
+        named = self._kernel.derivative(states, cotangents)
         return [named[name] for name in self._phi]
 
-    def _row(self, blocks: Tensor, step: int) -> Tensor:
-        return blocks[step].view(-1)[: self._coordinates]
+    def _rows_of(self, blocks: Tensor) -> Tensor:
+        """`[steps, blocks, 64]` → `[steps, n]`, a view."""
+        return blocks.flatten(1)[:, : self._coordinates]
 
     def _fill_pages(self, coordinates: Tensor) -> None:
         whole = self._coordinates // BLOCK
