@@ -72,6 +72,24 @@ def test_a_lost_task_adds_the_ceiling_and_no_gradient(
     torch.testing.assert_close(found.loss, expected.loss)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e15, -2e15])
+@pytest.mark.parametrize("where", ["theta", "loss", "gradients"])
+def test_what_is_seen_on_a_cpu_in_one_pass_is_what_torch_says(where: str, bad: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    fine = {name: torch.randn(3, 5, generator=generator) for name in ("theta", "gradients")}
+    seen = {**fine, "loss": torch.full((3,), -9e14)}
+    seen[where].view(3, -1)[1, -1] = bad
+    quick, plain = Guard(3, torch.device("cpu")), Guard(3, torch.device("cpu"))
+    for _ in range(2):
+        strided = seen["theta"].t().contiguous().t()  # which the one pass does not take
+        found, expected = quick.see(**seen), plain.see(strided, seen["loss"], seen["gradients"])
+        assert torch.equal(found, expected)
+        assert quick.finite.tolist() == plain.finite.tolist() == [True, False, True]
+        assert found[1].tolist() == [0.0] * 5
+        seen = {**seen, where: torch.ones_like(seen[where])}  # once lost, always lost
+    assert torch.equal(quick.marked(torch.ones(1, 3)), plain.marked(torch.ones(1, 3)))
+
+
 def test_a_derivative_that_overflows_adds_no_gradient_either() -> None:
     """θ_{t+1} = c θ_t of two tasks: all losses are finite, but the derivative of the second's last is 1e60."""
     phi = {"weight": torch.zeros((), requires_grad=True)}

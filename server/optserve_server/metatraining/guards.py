@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-LARGEST = 1e15
-"""A trajectory whose loss, gradient or θ grows beyond this counts as not finite: in float32 its square soon is not."""
+from optserve_server.metatraining.admission import LARGEST, admit
 
 
 class Guard:
@@ -28,14 +27,22 @@ class Guard:
         self.exploded = torch.zeros_like(self.finite)
         self._history: list[Tensor] = []
 
-    def see(self, theta: Tensor, loss: Tensor, gradients: Tensor) -> None:
-        """Note which tasks are finite by θ_t, f(θ_t) and ∇_t."""
+    def see(self, theta: Tensor, loss: Tensor, gradients: Tensor) -> Tensor:
+        """Note which tasks are finite by θ_t, f(θ_t) and ∇_t; ∇_t as the optimizer may see it."""
+        if all(map(_has_numbers_here, (theta, loss, gradients))):
+            finite, shown = torch.empty_like(self.finite), torch.empty_like(gradients)
+            admit(*(array.numpy() for array in (theta, loss, gradients, self.finite, finite, shown)))
+            self._follow(finite)
+            return shown
         seen = torch.cat((loss.detach().unsqueeze(1), theta.detach(), gradients.detach()), dim=1)
-        self._note(theta, seen.abs().amax(dim=1))
+        self.check(theta, seen.abs().amax(dim=1))
+        return self.shown(gradients)
 
     def check(self, theta: Tensor, loss: Tensor) -> None:
         """Note which tasks are finite by one more loss, `[tasks]`."""
-        self._note(theta, loss.detach().abs())
+        self._follow(self.finite & (loss.detach().abs() < LARGEST))
+        if theta.requires_grad:
+            theta.register_hook(self._contain)  # type: ignore[no-untyped-call]
 
     def shown(self, of_tasks: Tensor) -> Tensor:
         """What the optimizer may see of something that tasks have, `[tasks, …]`: zeros where one is not finite."""
@@ -55,13 +62,16 @@ class Guard:
                 return dict(zip(phi, gradients, strict=True))
             self.finite = self.finite & ~exploded
 
-    def _note(self, theta: Tensor, largest: Tensor) -> None:
-        self.finite = self.finite & (largest < LARGEST)
-        self._history.append(self.finite)
-        if theta.requires_grad:
-            theta.register_hook(self._contain)  # type: ignore[no-untyped-call]
+    def _follow(self, finite: Tensor) -> None:
+        self.finite = finite
+        self._history.append(finite)
 
     def _contain(self, gradient: Tensor) -> Tensor:
         finite = vector_norm(gradient, math.inf, dim=1) < math.inf
         self.exploded = self.exploded | ~finite
         return gradient.where(finite.unsqueeze(1), 0.0)
+
+
+def _has_numbers_here(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
+    return plain and tensor.dtype == torch.float32 and tensor.is_contiguous()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from optserve_server.metatraining.guards import LARGEST
+from optserve_server.metatraining.admission import LARGEST
 from optserve_server.metatraining.tables import Growth, MetaLoss
 
 _SMALLEST = 1e-30  # of an f(θ_0) that others are measured by

@@ -138,8 +138,7 @@ def unroll(
             if group.initial_loss is None:
                 group.initial_loss = loss.detach()
             if guard is not None:
-                guard.see(group.theta, loss, gradients)
-                gradients = guard.shown(gradients)
+                gradients = guard.see(group.theta, loss, gradients)
             if linearised:
                 slopes.append(gradients)
             observations = _observations(group, optimizer, guard, loss, gradients, clock, horizon)
@@ -212,8 +211,7 @@ def _linearised(
     """
     loss, gradients = _loss_and_gradients(group, generator, second_order=False)
     if guard is not None:
-        guard.see(group.theta, loss, gradients)
-        gradients = guard.shown(gradients)
+        gradients = guard.see(group.theta, loss, gradients)
     followed, fixed = torch.stack([*losses[1:], loss]), torch.stack([*slopes[1:], gradients])
     updates = taken.updates()
     if group.teacher is not None:

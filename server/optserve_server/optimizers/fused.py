@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve_server.optimizers import rnnprop
@@ -90,7 +91,8 @@ def step_fused(optimizer: Any, phi: Phi, arena: Tensor, numbers: Tensor, observa
     corrections = gradients
     if corrects(optimizer):
         corrections = np.ascontiguousarray(corrections_of(optimizer, observations))
-    recurrent.step_pages(network, arena.numpy(), numbers.numpy(), gradients, corrections, updates.numpy())
+    pages = arena.numpy()
+    recurrent.step_pages(network, pages, pages, numbers.numpy(), gradients, corrections, updates.numpy())
     return updates
 
 
@@ -107,40 +109,42 @@ def corrections_of(optimizer: RNNprop, observations: Observations) -> Tensor:
 class RecurrentKernel:
     """A network stepped block by block through a window, and its derivative by φ.
 
-    All tensors are float32 on the CPU: `pages` `[blocks, features, 64]`, which are stepped in place, and of each step
-    `gradients`, `corrections` and `updates`, `[steps, blocks, 64]`. It uses as many cores as torch may at the
+    All tensors are float32 on the CPU: `states` are hidden states, each `[blocks, features, 64]`, and `gradients`,
+    `corrections` and `updates` are of each step, `[steps, blocks, 64]`. It uses as many cores as torch may at the
     beginning; its results are the same bits on any number.
     """
 
     def __init__(
-        self, optimizer: Any, phi: Phi, pages: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor
+        self, optimizer: Any, phi: Phi, states: Tensor, gradients: Tensor, corrections: Tensor, updates: Tensor
     ) -> None:
         self._network = FUSED[optimizer.kind](optimizer, {name: weight.detach() for name, weight in phi.items()})
-        self._numbers = np.arange(len(pages))
         self._cores = torch.get_num_threads()
-        self._pages = pages.numpy()
+        self._states = states.numpy()
+        self._numbers = np.arange(states.shape[1])
         self._steps = [tensor.numpy() for tensor in (gradients, corrections, updates)]
 
-    def step(self, number: int) -> None:
-        """The step `number` of the window: its gradients and corrections to its updates."""
+    def step(self, number: int, before: int, after: int) -> None:
+        """The step `number` of the window, from the state `before` to the state `after`; both may be one."""
+        states, following = self._states[before], self._states[after]
         arrays = [array[number] for array in self._steps]
 
         def step(first: int, last: int) -> None:
             numbers = self._numbers[first:last]
-            recurrent.step_pages(self._network, self._pages, numbers, *(array[first:last] for array in arrays))
+            recurrent.step_pages(self._network, states, following, numbers, *(array[first:last] for array in arrays))
 
         share_out(self._cores, len(self._numbers), _BLOCKS_A_CORE, step)
 
-    def derivative(self, states: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
-        """The cotangents of φ by name, from those of the updates of the first steps, `[steps, blocks, 64]`.
+    def derivative(self, cotangents: Tensor) -> dict[str, Tensor]:
+        """The cotangents of φ by name, from those of the updates of all steps that were taken, `[steps, blocks, 64]`.
 
-        `states` are the pages before every `SEGMENT`-th step.
+        The states are those before every `SEGMENT`-th step.
         """
-        gradients, corrections = (array[: len(cotangents)] for array in self._steps[:2])
+        steps = len(cotangents)
+        gradients, corrections = (array[:steps] for array in self._steps[:2])
+        window = Window(gradients, corrections, self._states[: -(-steps // SEGMENT)], cotangents.numpy())
         blocks_a_chunk = -(-len(self._numbers) // _CHUNKS)
         chunks = -(-len(self._numbers) // blocks_a_chunk)
         derivatives = make_derivatives(self._network, chunks)
-        window = Window(gradients, corrections, states.numpy(), cotangents.numpy())
         transposed = transposed_cells(self._network)
 
         def differentiate(first: int, last: int) -> None:
@@ -153,8 +157,7 @@ class RecurrentKernel:
 
 
 def _by_name(network: Network, derivatives: Derivatives) -> dict[str, Tensor]:
-    # Summed over chunks in their order.
-    cells, projection, readout = (part.sum(axis=0, dtype=np.float64) for part in derivatives)
+    cells, projection, readout = map(_total, derivatives)
     named = unpack_cells(cells, network.widths)
     readout = readout.sum(axis=1)
     named |= {"output.weight": readout[np.newaxis, :-1], "output.bias": readout[-1:]}
@@ -162,6 +165,12 @@ def _by_name(network: Network, derivatives: Derivatives) -> dict[str, Tensor]:
     if rows:
         named |= {"input.weight": projection[:rows, :2], "input.bias": projection[:rows, 2]}
     return {name: torch.from_numpy(np.ascontiguousarray(values, np.float32)) for name, values in named.items()}
+
+
+def _total(chunks: Float32s) -> NDArray[np.float64]:
+    total = np.zeros(chunks.shape[1:])
+    recurrent_gradient.add_chunks(chunks.reshape(len(chunks), total.size), total.reshape(-1))
+    return total
 
 
 def compile_kernels() -> None:

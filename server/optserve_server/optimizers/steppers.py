@@ -94,26 +94,27 @@ class FusedStepper:
 
     def __init__(self, optimizer: Any, phi: Phi, state: HiddenState, steps: int) -> None:
         features, self._coordinates = state.coordinates.shape
-        self._optimizer, self._phi = optimizer, phi
-        blocks = -(-self._coordinates // BLOCK)
-        self._pages = torch.zeros(blocks, features, BLOCK)
-        self._kept = steps if torch.is_grad_enabled() else 1
-        self._gradients = torch.zeros(self._kept, blocks, BLOCK)
-        self._corrections = torch.ones(self._kept, blocks, BLOCK) if corrects(optimizer) else self._gradients
-        self._updates = torch.empty(self._kept, blocks, BLOCK)
-        self._states = torch.empty(-(-self._kept // SEGMENT), blocks, features, BLOCK)
-        self._rows = [self._rows_of(each).unbind() for each in (self._gradients, self._corrections, self._updates)]
-        self._kernel = None
-        if not isinstance(self._pages, FakeTensor):
-            tensors = (self._pages, self._gradients, self._corrections, self._updates)
-            self._kernel = RecurrentKernel(optimizer, phi, *tensors)
-        self._taken = 0
-        self._fill_pages(state.coordinates)
+        self._optimizer = optimizer
+        self._phi = phi
+        self._differentiable = torch.is_grad_enabled()
+        blocks, kept = -(-self._coordinates // BLOCK), steps if self._differentiable else 1
+        self._gradients = self._zeros_behind(torch.empty(kept, blocks, BLOCK))
+        self._corrections = torch.ones(kept, blocks, BLOCK) if corrects(optimizer) else self._gradients
+        self._updates = torch.empty(kept, blocks, BLOCK)
+        # Where a derivative is wanted h_t before every eighth step, and then the present one.
+        segments = -(-steps // SEGMENT) if self._differentiable else 0
+        self._states = torch.empty(segments + 1, blocks, features, BLOCK)
+        self._fill(self._states[0], state.coordinates)
+        tensors = (self._gradients, self._corrections, self._updates)
+        self._rows = [self._rows_of(each).unbind() for each in tensors]
+        fake = isinstance(self._states, FakeTensor)
+        self._kernel = None if fake else RecurrentKernel(optimizer, phi, self._states, *tensors)
+        self._taken = self._present = 0
 
     @property
     def state(self) -> HiddenState:
         """h_t after the last step, without a graph."""
-        rows = self._pages.transpose(0, 1).flatten(1)
+        rows = self._states[self._present].transpose(0, 1).flatten(1)
         return HiddenState(rows[:, : self._coordinates].clone(), {})
 
     def at_work(self) -> AbstractContextManager[None]:
@@ -122,17 +123,18 @@ class FusedStepper:
 
     def step(self, observations: Observations) -> Updates:
         """The update g_t, without a graph."""
-        step = self._taken % self._kept
-        self._taken += 1
-        if step % SEGMENT == 0:
-            self._states[step // SEGMENT].copy_(self._pages)
+        step = self._taken if self._differentiable else 0
         gradients, corrections, updates = (rows[step] for rows in self._rows)
         gradients.copy_(observations.gradients)
         if self._corrections is not self._gradients:
             corrections.copy_(corrections_of(self._optimizer, observations))
+        before = self._present
+        if self._differentiable and step % SEGMENT == 0:
+            self._present += 1
         if self._kernel:
-            self._kernel.step(step)
-        return updates if self._kept > 1 else updates.clone()
+            self._kernel.step(step, before, self._present)
+        self._taken += 1
+        return updates if self._differentiable else updates.clone()
 
     def updates(self) -> Tensor:
         """All updates so far with their graph back to φ, `[steps, n]`."""
@@ -145,24 +147,28 @@ class FusedStepper:
 
     def cotangents(self, of_updates: Tensor) -> list[Tensor]:
         """The cotangents of φ, in its order, from those of all updates, `[steps, n]`."""
-        steps = self._taken
-        cotangents = torch.zeros_like(self._gradients[:steps])
+        cotangents = self._zeros_behind(torch.empty_like(self._gradients[: self._taken]))
         self._rows_of(cotangents).copy_(of_updates)
         if not self._kernel:
             return [torch.zeros_like(weight) for weight in self._phi.values()]
-        states = self._states[: -(-steps // SEGMENT)]
-        named = self._kernel.derivative(states, cotangents)
+        named = self._kernel.derivative(cotangents)
         return [named[name] for name in self._phi]
 
     def _rows_of(self, blocks: Tensor) -> Tensor:
         """`[steps, blocks, 64]` → `[steps, n]`, a view."""
         return blocks.flatten(1)[:, : self._coordinates]
 
-    def _fill_pages(self, coordinates: Tensor) -> None:
+    def _zeros_behind(self, blocks: Tensor) -> Tensor:
+        """`[steps, blocks, 64]` with zeros where the last block has no coordinates."""
+        blocks.flatten(1)[:, self._coordinates :] = 0.0
+        return blocks
+
+    def _fill(self, pages: Tensor, coordinates: Tensor) -> None:
         whole = self._coordinates // BLOCK
         inside, ends = coordinates[:, : whole * BLOCK], coordinates[:, whole * BLOCK :]
-        self._pages[:whole] = inside.reshape(len(inside), whole, BLOCK).transpose(0, 1)
-        self._pages[whole:, :, : ends.shape[1]] = ends
+        pages[:whole] = inside.reshape(len(inside), whole, BLOCK).transpose(0, 1)
+        pages[whole:] = 0.0
+        pages[whole:, :, : ends.shape[1]] = ends
 
 
 class _Updates(torch.autograd.Function):

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from optserve_server.metatraining.admission import LARGEST
 from optserve_server.metatraining.estimators.base import MetaGradient, Window, measure
-from optserve_server.metatraining.guards import LARGEST
 from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.tables import MetaLoss
 from optserve_server.metatraining.trajectories import Group, unroll

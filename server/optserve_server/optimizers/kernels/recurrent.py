@@ -68,22 +68,23 @@ def make_scratch(network, steps):
 
 
 @compiled
-def step_block(network, page, column, gradients, corrections, index, scratch, step):
-    """Step the 64 coordinates from `column` on of `page` `[features, …]`, in place.
+def step_block(network, page, following, column, gradients, corrections, index, scratch, step):
+    """Step the 64 coordinates from `column` on: their h_t in `page` `[features, …]` to h_{t+1} in `following`.
 
-    Their gradients and corrections 1 − β^{t+1} are `[index, column:]` of those; `scratch` is left as step `step`.
+    Both may be one page. Their gradients and corrections 1 − β^{t+1} are `[index, column:]` of those; `scratch` is left
+    as step `step`.
     """
     hidden = network.cells.shape[1]
-    _prepare_inputs(network, page, column, gradients, corrections, index, scratch, step)
+    _prepare_inputs(network, page, following, column, gradients, corrections, index, scratch, step)
     row = network.rows
     for layer in range(network.cells.shape[0]):
         joined = scratch.joined[layer, step]
         _copy(page, row, column, joined, 0, hidden)
         if layer:
-            _copy(page, row - 2 * hidden, column, joined, hidden, hidden)
+            _copy(following, row - 2 * hidden, column, joined, hidden, hidden)
         depth = hidden + network.widths[layer] + 1
         gates, cells = scratch.gates[layer, step], scratch.cells[layer, step]
-        _step_cells(network.cells[layer], depth, joined, page, row, column, gates, cells)
+        _step_cells(network.cells[layer], depth, joined, page, following, row, column, gates, cells)
         row += 2 * hidden
 
 
@@ -106,7 +107,7 @@ def _copy(source, row, column, target, target_row, rows):
 
 
 @compiled
-def _step_cells(weights, depth, joined, page, row, column, gates, cells):
+def _step_cells(weights, depth, joined, page, following, row, column, gates, cells):
     # (i, f, g, o) = W [h; x; 1],    c' = σ(f) c + σ(i) tanh(g),    h' = σ(o) tanh(c')
     hidden = weights.shape[0]
     for unit in range(hidden):
@@ -116,20 +117,21 @@ def _step_cells(weights, depth, joined, page, row, column, gates, cells):
             i, f = sigmoids(load(gates, 4 * unit, j), load(gates, 4 * unit + 1, j))
             g = tanh(load(gates, 4 * unit + 2, j))
             before = load(page, row + hidden + unit, column + j)
-            store(f * before + i * g, page, row + hidden + unit, column + j)
+            store(f * before + i * g, following, row + hidden + unit, column + j)
             store(i, gates, 4 * unit, j)
             store(f, gates, 4 * unit + 1, j)
             store(g, gates, 4 * unit + 2, j)
             store(before, cells, 2 * unit, j)
         for j in range(0, BLOCK, LANES):  # apart, so that none waits for its own sums
-            o, squashed = sigmoid_and_tanh(load(gates, 4 * unit + 3, j), load(page, row + hidden + unit, column + j))
-            store(o * squashed, page, row + unit, column + j)
+            cell = load(following, row + hidden + unit, column + j)
+            o, squashed = sigmoid_and_tanh(load(gates, 4 * unit + 3, j), cell)
+            store(o * squashed, following, row + unit, column + j)
             store(o, gates, 4 * unit + 3, j)
             store(squashed, cells, 2 * unit + 1, j)
 
 
 @compiled
-def _prepare_inputs(network, page, column, gradients, corrections, index, scratch, step):
+def _prepare_inputs(network, page, following, column, gradients, corrections, index, scratch, step):
     hidden, joined = network.cells.shape[1], scratch.joined[0, step]
     for j in range(0, BLOCK, LANES):
         gradient = load(gradients, index, column + j)
@@ -139,7 +141,7 @@ def _prepare_inputs(network, page, column, gradients, corrections, index, scratc
             _log_sign(network.constants, gradient, joined, hidden, j)
         else:
             correction = load(corrections, index, column + j)
-            _moments(network.constants, gradient, correction, page, column, scratch.inputs[step], j)
+            _moments(network.constants, gradient, correction, page, following, column, scratch.inputs[step], j)
     if network.inputs > LOG_SIGN:
         inputs = scratch.inputs[step]
         for row in range(network.projection.shape[0]):
@@ -160,32 +162,32 @@ def _log_sign(constants, gradient, joined, row, j):
 
 
 @compiled
-def _moments(constants, gradient, correction, page, column, inputs, j):
-    # (m̂/√v̂, ∇/√v̂) with the running moments m and v, which are the first rows of the page
+def _moments(constants, gradient, correction, page, following, column, inputs, j):
+    # (m̂/√v̂, ∇/√v̂) with the running moments m and v, which are the first rows of a page
     beta, tiny, largest = constants[0], constants[1], constants[2]
     gradient = clamp(gradient, -largest, largest)
     square = gradient * gradient
     m = gradient + beta * (load(page, 0, column + j) - gradient)
     v = square + beta * (load(page, 1, column + j) - square)
-    store(m, page, 0, column + j)
-    store(v, page, 1, column + j)
+    store(m, following, 0, column + j)
+    store(v, following, 1, column + j)
     inverse = ONE / square_root(v / correction + tiny)
     store(m / correction * inverse, inputs, 0, j)
     store(gradient * inverse, inputs, 1, j)
 
 
 @kernel
-def step_pages(network, arena, numbers, gradients, corrections, updates):
-    """Step the pages `numbers` of `arena` `[capacity, features, width]`, in place.
+def step_pages(network, arena, following, numbers, gradients, corrections, updates):
+    """Step the pages `numbers` of `arena` `[capacity, features, width]` to those of `following`; in place if it is one.
 
     `gradients`, `corrections` and `updates` are `[len(numbers), width]`; the width is a multiple of 64.
     """
     scratch = make_scratch(network, 1)
     for index in range(numbers.shape[0]):
-        page = arena[numbers[index]]
+        page, stepped = arena[numbers[index]], following[numbers[index]]
         for column in range(0, arena.shape[2], BLOCK):
-            step_block(network, page, column, gradients, corrections, index, scratch, 0)
+            step_block(network, page, stepped, column, gradients, corrections, index, scratch, 0)
         for column in range(0, arena.shape[2], LANES):
-            output = read_out(network, page, column)
+            output = read_out(network, stepped, column)
             update = ZERO - network.scale * tanh(output) if network.bounded else network.scale * output
             store(update, updates, index, column)

@@ -78,12 +78,20 @@ def differentiate(network, transposed, window, first, last, blocks_a_chunk, deri
                 page[:] = window.states[segment, block]
                 for step in range(count):
                     gradients, corrections = window.gradients[start + step], window.corrections[start + step]
-                    step_block(network, page, 0, gradients, corrections, block, scratch, step)
+                    step_block(network, page, page, 0, gradients, corrections, block, scratch, step)
                     cotangents = window.cotangents[start + step]
                     _read_out_backward(network, page, cotangents, block, outputs, step, derivatives.readout[chunk])
                 for step in range(count - 1, -1, -1):
                     _step_backward(network, transposed, scratch, step, outputs, above, down, projected)
                 _add_products(network, scratch, projected, count, derivatives, chunk)
+
+
+@kernel
+def add_chunks(chunks, total):
+    """Add float32 `[chunks, n]` to float64 `[n]`, in their order."""
+    for chunk in range(chunks.shape[0]):
+        for index in range(chunks.shape[1]):
+            total[index] += chunks[chunk, index]
 
 
 @compiled
