@@ -40,13 +40,14 @@ def losses_and_gradients(group: "Group", batch: Batch) -> tuple[Tensor, Tensor]:
     if type(group.theta) is not Tensor or not _is_key(group.family):
         return _evaluation(group, batch)(*tensors)
     key = (type(group), group.family, group.tasks, *map(_form, tensors))
-    if key not in _traced:
+    traced = _traced.get(key)
+    if traced is None:
         _asked[key] += 1
         if _asked[key] < TRACED_AFTER or len(_traced) >= _MOST_TRACED:
             return _evaluation(group, batch)(*tensors)
-        _traced[key] = _trace(_evaluation(group, batch), tensors)
+        traced = _traced[key] = _trace(_evaluation(group, batch), tensors)
     with torch.no_grad():
-        return _traced[key](*tensors)
+        return traced(*tensors)
 
 
 def _is_key(family: TaskFamily) -> bool:

@@ -6,10 +6,11 @@ tasks' coordinates as one long row, which is twice as fast as a batch of short o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from optserve_server.metatraining.differentiation import losses_and_gradients
 from optserve_server.metatraining.guards import Guard
@@ -216,6 +217,23 @@ def _linearised(
     updates = taken.updates()
     if group.teacher is not None:
         group.teacher.updates = list(updates)
-    moves = updates.view_as(fixed).cumsum(dim=0)
-    followed = followed + (fixed * (moves - moves.detach())).sum(dim=2)
+    followed = _Linearised.apply(followed, fixed, updates.view_as(fixed))  # type: ignore[no-untyped-call]
     return followed if guard is None else guard.marked(followed)
+
+
+class _Linearised(torch.autograd.Function):
+    """Losses `[steps, tasks]` as they are, with the derivative of ∇_t · Σ_{s≤t} g_s for that of the loss after step t.
+
+    `slopes` are ∇_t and `updates` g_s, both `[steps, tasks, n]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, slopes: Tensor, updates: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangents: Tensor) -> Any:
+        (slopes,) = ctx.saved_tensors
+        return None, None, (cotangents.unsqueeze(2) * slopes).flip(0).cumsum(dim=0).flip(0)

@@ -43,9 +43,14 @@ class Piece(NamedTuple):
         return torch.stack([part.sum(dim=-1) for part in torch.split(values, list(self.counts), dim=-1)], dim=-1)
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def pieces(shapes: Shapes) -> tuple[Piece, ...]:
     """All coordinates of tensors of these shapes, in pieces."""
+    return _pieces(shapes)
+
+
+@lru_cache(maxsize=64)
+def _pieces(shapes: Shapes) -> tuple[Piece, ...]:
     bounds = list(accumulate(sizes(shapes), initial=0))
     found = []
     for start in range(0, bounds[-1], PIECE):

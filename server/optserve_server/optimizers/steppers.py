@@ -106,7 +106,7 @@ class FusedStepper:
         self._states = torch.empty(segments + 1, blocks, features, BLOCK)
         self._fill(self._states[0], state.coordinates)
         tensors = (self._gradients, self._corrections, self._updates)
-        self._rows = [self._rows_of(each).unbind() for each in tensors]
+        self._by_step = [self._rows_of(each).unbind() for each in (self._gradients, self._updates)]
         fake = isinstance(self._states, FakeTensor)
         self._kernel = None if fake else RecurrentKernel(optimizer, phi, self._states, *tensors)
         self._taken = self._present = 0
@@ -124,10 +124,10 @@ class FusedStepper:
     def step(self, observations: Observations) -> Updates:
         """The update g_t, without a graph."""
         step = self._taken if self._differentiable else 0
-        gradients, corrections, updates = (rows[step] for rows in self._rows)
+        gradients, updates = (rows[step] for rows in self._by_step)
         gradients.copy_(observations.gradients)
         if self._corrections is not self._gradients:
-            corrections.copy_(corrections_of(self._optimizer, observations))
+            self._rows_of(self._corrections)[step] = corrections_of(self._optimizer, observations)
         before = self._present
         if self._differentiable and step % SEGMENT == 0:
             self._present += 1
