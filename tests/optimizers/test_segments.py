@@ -13,9 +13,9 @@ from optserve_server.optimizers.segments import joined, over_tensors, pieces
 @pytest.fixture
 def small_pieces(monkeypatch):
     monkeypatch.setattr(segments, "PIECE", 7)
-    pieces.cache_clear()
+    segments._pieces.cache_clear()
     yield
-    pieces.cache_clear()
+    segments._pieces.cache_clear()
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,7 +50,7 @@ def test_a_step_in_many_pieces_is_the_step_in_one(kind, small_pieces):
 
     many = run()
     segments.PIECE = 1000
-    pieces.cache_clear()
+    segments._pieces.cache_clear()
     one = run()
     torch.testing.assert_close(many[0], one[0], rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(many[1].coordinates, one[1].coordinates)
