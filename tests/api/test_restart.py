@@ -1,6 +1,7 @@
 """A server that is killed: every session goes on as if nothing had happened, and the last reply can be had again."""
 
 import json
+import resource
 import signal
 import subprocess
 import time
@@ -124,6 +125,7 @@ def killed(tmp_path_factory):
     with served(directory) as (server, http):
         for loop in (*(outcome.loop for outcome in outcomes.values()), kept, deleted):
             loop.http = http
+        extra["pid"] = server.process.pid
         yield http, outcomes, extra
 
 
@@ -191,6 +193,20 @@ def test_a_server_that_is_told_to_stop_leaves_snapshots_and_a_second_one_is_refu
         assert "00000002.snapshot" in files_of(server, stepped)
     with served(tmp_path) as (_, http):
         assert Loop(http, stepped.info).get("/digest") == digest
+
+
+def test_a_full_disk_is_507_and_the_session_goes_on_when_there_is_room(killed, assert_problem):
+    http, outcomes, extra = killed
+    loop, body = Loop(http, outcomes["large"].uninterrupted.info), bytes(4 * 90_000)
+    step = loop.get()["next_step"]
+    everything = resource.prlimit(extra["pid"], resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        for _ in range(2):
+            assert_problem(loop.post(step, body), "--data-dir", 507, "storage-full")
+        assert loop.get()["next_step"] == step
+    finally:
+        resource.prlimit(extra["pid"], resource.RLIMIT_FSIZE, everything)
+    assert loop.post(step, body).status_code == 200
 
 
 def files_of(server, loop):

@@ -22,19 +22,24 @@ RETAINED_STEPS = 50
 """At least so many steps back a session can go."""
 
 
+_SMALL_AT_ONCE, _LARGE_AT_ONCE = 8, 1  # snapshots that are copied and written; a copy is not counted as memory
+
+
 class Renewing:
     """Makes snapshots when they are due. Called on the event loop."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._small, self._large = asyncio.Semaphore(_SMALL_AT_ONCE), asyncio.Semaphore(_LARGE_AT_ONCE)
 
     def look_at(self, session: Session) -> None:
         """Make a snapshot of a session if one is due and none is being made."""
         awake, kept = session.awake, session.log
         if awake is None or kept is None or session.id in self._tasks or not kept.is_snapshot_due(awake):
             return
-        task = asyncio.create_task(self._renew(session))
+        places = self._small if awake.is_small else self._large
+        task = asyncio.create_task(self._renew(session, places))
         self._tasks[session.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(session.id))
 
@@ -43,39 +48,31 @@ class Renewing:
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
-    async def _renew(self, session: Session) -> None:
+    async def _renew(self, session: Session, places: asyncio.Semaphore) -> None:
         try:
-            await renew(self._turns, session)
+            async with places:
+                await _renew(self._turns, session)
         except (OSError, SessionError, Damaged) as error:
             # The journal has everything; the next step tries again.
             if not session.closed:
                 log.warning("no snapshot", session=session.id, reason=str(error))
 
 
-async def renew(turns: Turns, session: Session) -> None:
-    """Begin a generation with a snapshot, and remove what no step that is retained comes from.
+async def _renew(turns: Turns, session: Session) -> None:
+    """Begin a generation with a snapshot, and remove what no step that is retained comes from."""
 
-    Raises:
-        StorageFull: there is no room for it on the disk.
-        StateTooLarge: there is no room for a copy of the state in memory.
-        SessionNotFound, SessionExpired: the session went away.
-    """
-    memory = turns.waking.memory
-    reserved = 0
-
-    async def act(turn: Turn) -> tuple[Path, Snapshot]:
-        nonlocal reserved
-        memory.reserve(turn.awake.state_bytes)
-        reserved = turn.awake.state_bytes
+    async def act(turn: Turn) -> tuple[Path, Snapshot] | None:
+        if not turn.log.is_snapshot_due(turn.awake):
+            return None  # it was put to sleep meanwhile, with a snapshot
         snapshot = await turn.do(lambda: take_snapshot(session.id, turn.awake))
         await turns.waking.do(lambda: turn.log.go_on(turn.awake, session.settings))
         return snapshot_path(turn.log.lineage.place, turn.log.journal.generation.number), snapshot
 
-    try:
-        path, snapshot = await turns.act(session, act)
-        await turns.waking.do(lambda: snapshots.write(path, snapshot))
-    finally:
-        memory.release(reserved)
+    begun = await turns.act(session, act)
+    if begun is None:
+        return
+    path, snapshot = begun
+    await turns.waking.do(lambda: snapshots.write(path, snapshot))
     async with session.turn:
         if session.log is not None:
             lineage, oldest = session.log.lineage, session.next_step - RETAINED_STEPS

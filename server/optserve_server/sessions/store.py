@@ -16,7 +16,7 @@ import structlog
 
 from optserve_server.optimizers import hyperparameters
 from optserve_server.sessions.description import Description, Settings, VersionReference
-from optserve_server.sessions.errors import SessionDamaged, SessionExpired, SessionNotFound
+from optserve_server.sessions.errors import SessionDamaged, SessionError, SessionExpired, SessionNotFound
 from optserve_server.sessions.holdings import NO_LIMITS, Allowance, Holdings
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.layout import Layout
@@ -143,7 +143,7 @@ class SessionStore:
                 await asyncio.wait_for(self._closing.wait(), SWEEP_SECONDS)
             try:
                 await self.sweep()
-            except OSError as error:
+            except (OSError, SessionError) as error:
                 log.warning("a session cannot be removed", reason=str(error))
 
     # --- those on disk ------------------------------------------------------------------------------------------------
@@ -169,10 +169,15 @@ class SessionStore:
             self.holdings.add(session.owner, session.layout.coordinates)
             self._enter(session)
         except Damaged as damage:
-            log.warning("a session is damaged", session=session_id, reason=str(damage))
-            self._damaged[session_id] = damage
+            self._refuse(session_id, damage)
+        except OSError as error:
+            self._refuse(session_id, Damaged(self.directory.place(session_id), f"it cannot be read: {error}"))
         finally:
             del self._unread[session_id], self._reading[session_id]
+
+    def _refuse(self, session_id: str, damage: Damaged) -> None:
+        log.warning("a session is damaged", session=session_id, reason=str(damage))
+        self._damaged[session_id] = damage
 
     def _enter(self, session: Session) -> None:
         description = session.description
