@@ -71,7 +71,7 @@ def running_server(directory: Path, *options: str) -> Iterator[RunningServer]:
 
 def _wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while httpx.get(f"{url}/readyz").status_code != 200:
+    while httpx.get(f"{url}/readyz", timeout=START_SECONDS).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -1,5 +1,6 @@
 """`GET /metrics`, as Prometheus reads it."""
 
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -136,11 +137,15 @@ def test_requests_are_counted_by_route_and_status(gained, new_loop, http, gradie
         assert gained("optserve_requests_total", **labels) == count, labels
 
 
-def test_problems_are_counted_by_type(gained, new_loop, gradients):
+def test_problems_are_counted_by_type(server, gained, new_loop, gradients):
     loop = new_loop("adam", {"w": (4,)})
     for step in (7, 8):
         loop.post(step, gradients(4).tobytes())
     assert gained("optserve_problems_total", type="step-conflict") == 2
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"no HTTP at all\r\n\r\n")
+        assert b" 400 " in connection.recv(1000)
+    assert gained("optserve_problems_total", type="malformed-body") == 1
 
 
 def test_every_metric_is_explained(server):

@@ -8,6 +8,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
+from optserve_server import metrics
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a request's line and headers together, and of whatever else comes between two pieces of a body."""
@@ -152,6 +153,7 @@ class Protocol(HttpToolsProtocol):
         )
 
     def _refuse(self, problem: ProblemType, detail: str) -> None:
+        metrics.PROBLEMS.labels(problem.slug).inc()
         content = {"type": problem.urn, "title": problem.title, "status": problem.status, "detail": detail}
         body = json.dumps(content).encode()
         head = (
