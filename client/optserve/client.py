@@ -10,6 +10,7 @@ async with optserve.AsyncClient("unix:///run/optserve.sock") as client:
 from typing import Any, Self
 
 from optserve.api_keys import ApiKeys, AsyncApiKeys
+from optserve.audit import AsyncAudit, Audit
 from optserve.connection import AsyncConnection, Connection, Options
 from optserve.evaluations import AsyncEvaluations, Evaluations
 from optserve.meta_training import AsyncMetaTraining, MetaTraining
@@ -33,6 +34,7 @@ class Client:
         meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys; read what they use.
+        audit: read what admins have done.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Client:
         self.meta_training = MetaTraining(self._connection)
         self.evaluations = Evaluations(self._connection)
         self.api_keys = ApiKeys(self._connection)
+        self.audit = Audit(self._connection)
 
     def usage(self) -> Usage:
         """What this client's key uses now and has used so far, and its limits."""
@@ -96,6 +99,7 @@ class AsyncClient:
         meta_training: launch, find and list meta-training runs.
         evaluations: have optimizers compared with tuned baselines; read what was found.
         api_keys: make, list and revoke API keys; read what they use.
+        audit: read what admins have done.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class AsyncClient:
         self.meta_training = AsyncMetaTraining(self._connection)
         self.evaluations = AsyncEvaluations(self._connection)
         self.api_keys = AsyncApiKeys(self._connection)
+        self.audit = AsyncAudit(self._connection)
 
     async def usage(self) -> Usage:
         """What this client's key uses now and has used so far, and its limits."""

@@ -13,6 +13,7 @@ from optserve_server import metrics
 from optserve_server.api import (
     aliases,
     api_keys,
+    audit,
     documents,
     evaluations,
     health,
@@ -91,6 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
         evaluations,
         usage,
         api_keys,
+        audit,
     ):
         versioned.include_router(resource.router)
     versioned.include_router(states.plain_router)

@@ -1,5 +1,6 @@
 """Sessions over plain HTTP, without the client that is tested elsewhere."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import structlog
 import torch
 import uvicorn
 from numpy.typing import NDArray
+from sqlalchemy import text
 
 import optserve
 from optserve_server.app import create_app
@@ -73,6 +76,18 @@ def open_loop(
     reply = http.post("/sessions", json={"optimizer": optimizer, "parameters": parameters, **body})
     assert reply.status_code == 201, reply.text
     return Loop(http, reply.json())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Those of servers in threads: with the variables of every frame, as structlog would have it, one takes seconds."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -200,3 +215,84 @@ def served(serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served
     with serving(settings) as url:
         yield Served(url, database, prepared.keys)
     database.close()
+
+
+@pytest.fixture
+def rename(served: Served) -> Callable[[str, str], None]:
+    """Renames a table of the server with keys."""
+
+    def rename(old: str, new: str) -> None:
+        with served.database.session(write=True) as db_session:
+            db_session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    return rename
+
+
+@dataclass(frozen=True)
+class Route:
+    """An operation of the OpenAPI document."""
+
+    method: str
+    path: str
+    operation: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def scope(self) -> str | None:
+        security = self.operation.get("security")
+        return None if security is None else next(iter(security[0].values()))[0]
+
+    @property
+    def hole(self) -> str | None:
+        """The one for a thing that belongs to a key."""
+        return next((name for name in ("session_id", "run_id") if f"{{{name}}}" in self.path), None)
+
+    def allows(self, key: str) -> bool:
+        """Whether the server with keys lets this one in, by its name."""
+        return self.scope is None or key.endswith("admin") or (self.scope == "client" and key.endswith("client"))
+
+
+@pytest.fixture(scope="session")
+def document(served) -> dict[str, Any]:
+    return httpx.get(f"{served.url}/openapi.json").json()
+
+
+@pytest.fixture(scope="session")
+def routes(document) -> list[Route]:
+    return [
+        Route(method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+@pytest.fixture(scope="session")
+def call(served, document):
+    """Sends a request of a route with a body that its document allows, in the name of a key."""
+    with httpx.Client(base_url=served.url, timeout=60) as http:
+
+        def send(route: Route, key: str, **holes: str) -> httpx.Response:
+            path = re.sub(r"\{(\w+)\}", lambda hole: holes[hole[1]], route.path)
+            media_type, body = next(iter(route.operation.get("requestBody", {}).get("content", {}).items()), (None, {}))
+            headers = served.headers(key) | ({"Content-Type": media_type} if media_type else {})
+            if media_type != "application/json":
+                return http.request(route.method, path, headers=headers, content=b"")
+            return http.request(route.method, path, headers=headers, json=smallest(body["schema"], document))
+
+        yield send
+
+
+def smallest(schema: dict[str, Any], document: dict[str, Any]) -> Any:
+    """The smallest thing that a JSON schema allows."""
+    if "$ref" in schema:
+        return smallest(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return smallest(schema[choice][0], document)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object":
+        return {name: smallest(schema["properties"][name], document) for name in schema.get("required", ())}
+    return {"string": "x", "integer": 1, "number": 1, "boolean": True, "array": [], None: {}}[schema.get("type")]

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 import optserve
 from optserve import errors
@@ -18,7 +17,7 @@ from optserve_server.registry.database import Database
 from optserve_server.settings import Settings
 
 OPEN = {"/healthz", "/readyz"}
-ADMINS_ONLY = {"api-keys", "meta-training-runs"}
+ADMINS_ONLY = {"api-keys", "audit", "meta-training-runs"}
 """Resources that only admins see."""
 WRITTEN_BY_ADMINS = {"optimizers", "evaluations"}
 """Resources that every key reads, and only admins change."""
@@ -171,15 +170,6 @@ def test_steps_do_not_wait_for_the_database(served, rename):
         rename("gone", "api_keys")
     served.keys["late"] = served.add_key("late")
     assert seconds_until(served, "late", 200) < WITHIN_A_SECOND
-
-
-@pytest.fixture
-def rename(served):
-    def rename(old: str, new: str) -> None:
-        with served.database.session(write=True) as db_session:
-            db_session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
-
-    return rename
 
 
 def test_a_mounted_application_is_as_closed():

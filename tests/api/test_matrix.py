@@ -4,12 +4,9 @@ A route's rule is what its document says: `security`, the scope that it asks for
 things at that address belong to the key that made them.
 """
 
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import pytest
 
 NO_KEYS = ("none", "unknown", "revoked", "expired")
 CLIENTS, ADMINS = ("client", "other client"), ("admin", "other admin")
@@ -20,73 +17,6 @@ IN_OWN = {"step": "0", "name": "nothing"}
 """Holes behind those."""
 NEVER = {"session_id": "0" * 32, "run_id": "0" * 16}
 SLUGS = {"session_id": "session-not-found", "run_id": "run-not-found"}
-
-
-@dataclass(frozen=True)
-class Route:
-    method: str
-    path: str
-    operation: dict[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-    @property
-    def scope(self) -> str | None:
-        security = self.operation.get("security")
-        return None if security is None else next(iter(security[0].values()))[0]
-
-    @property
-    def hole(self) -> str | None:
-        """The one for a thing that belongs to a key."""
-        return next((name for name in OWNERS if f"{{{name}}}" in self.path), None)
-
-    def allows(self, key: str) -> bool:
-        return self.scope is None or key in ADMINS or (self.scope == "client" and key in CLIENTS)
-
-
-@pytest.fixture(scope="module")
-def document(served) -> dict[str, Any]:
-    return httpx.get(f"{served.url}/openapi.json").json()
-
-
-@pytest.fixture(scope="module")
-def routes(document) -> list[Route]:
-    return [
-        Route(method.upper(), path, operation)
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    ]
-
-
-@pytest.fixture(scope="module")
-def call(served, document):
-    """Sends a request of a route with a body that its document allows, in the name of a key."""
-    with httpx.Client(base_url=served.url, timeout=60) as http:
-
-        def send(route: Route, key: str, **holes: str) -> httpx.Response:
-            path = re.sub(r"\{(\w+)\}", lambda hole: holes[hole[1]], route.path)
-            media_type, body = next(iter(route.operation.get("requestBody", {}).get("content", {}).items()), (None, {}))
-            headers = served.headers(key) | ({"Content-Type": media_type} if media_type else {})
-            if media_type != "application/json":
-                return http.request(route.method, path, headers=headers, content=b"")
-            return http.request(route.method, path, headers=headers, json=smallest(body["schema"], document))
-
-        yield send
-
-
-def smallest(schema: dict[str, Any], document: dict[str, Any]) -> Any:
-    """The smallest thing that a JSON schema allows."""
-    if "$ref" in schema:
-        return smallest(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
-    for choice in ("anyOf", "oneOf"):
-        if choice in schema:
-            return smallest(schema[choice][0], document)
-    if "enum" in schema:
-        return schema["enum"][0]
-    if schema.get("type") == "object":
-        return {name: smallest(schema["properties"][name], document) for name in schema.get("required", ())}
-    return {"string": "x", "integer": 1, "number": 1, "boolean": True, "array": [], None: {}}[schema.get("type")]
 
 
 def made(served, hole: str, key: str, tiny_recipe: dict[str, Any]) -> str:

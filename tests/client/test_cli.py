@@ -99,6 +99,14 @@ def test_usage(run):
     assert "There is no API key 'nobody'" in failed(run("usage", "nobody"))
 
 
+def test_audit(run, client):
+    client.optimizers.set_alias("sgd", "audited", 1)
+    (entry,) = json.loads(ok(run("audit", "--limit", "1", "--json")))
+    assert (entry["actor"], entry["action"], entry["details"]) == ("anonymous", "set_alias", {"version": 1})
+    for word in ("anonymous", "set_alias", "done"):
+        assert word in ok(run("audit", "--limit", "1"))
+
+
 def test_tasks(run):
     listed = json.loads(ok(run("tasks", "--json")))
     text = ok(run("tasks"))

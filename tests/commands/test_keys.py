@@ -1,5 +1,6 @@
 """`optserve keys`, as it is typed."""
 
+import getpass
 import json
 import sys
 from types import SimpleNamespace
@@ -7,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from optserve.cli import main
+from optserve_server.registry import audit
 from optserve_server.registry.api_keys import digest
+from optserve_server.registry.database import Database
 
 
 @pytest.fixture
@@ -53,6 +56,19 @@ def test_a_key_is_made_listed_and_revoked(run):
     for text in (table, json.dumps(listed)):
         assert key not in text
         assert digest(key) not in text
+
+
+def test_what_is_done_to_keys_is_on_record(run, tmp_path):
+    ok(run("create", "--scope", "client", "--name", "ci"))
+    ok(run("revoke", "ci"))
+    ok(run("list"))
+    database = Database(f"sqlite:///{tmp_path / 'optserve-data' / 'optserve.db'}")
+    with database.session() as db_session:
+        revoked, made = audit.list_entries(db_session, limit=9)
+    database.close()
+    assert (made.actor, made.address) == (getpass.getuser(), "command line")
+    assert (made.action, made.details["name"], made.outcome) == ("create_api_key", "ci", "done")
+    assert (revoked.action, revoked.target) == ("revoke_api_key", "ci")
 
 
 def test_a_key_is_given_limits_of_its_own(run):

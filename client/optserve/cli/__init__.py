@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from optserve.cli import evaluations, optimizers, runs, sessions, tasks, usage
+from optserve.cli import audit, evaluations, optimizers, runs, sessions, tasks, usage
 from optserve.errors import OptserveError
 
 ENTRY_POINTS = "optserve.commands"
@@ -34,6 +34,7 @@ def build() -> typer.Typer:
     app.add_typer(runs.app)
     app.add_typer(evaluations.app)
     app.add_typer(usage.app)
+    app.add_typer(audit.app)
     app.command()(runs.metatrain)
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
         entry_point.load()(app)

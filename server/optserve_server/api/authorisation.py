@@ -6,6 +6,7 @@ the route or its router. What is done in somebody's name takes the name from `Us
 """
 
 import hmac
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from optserve.wire import API_PREFIX, problems
 from optserve.wire.api_keys import ADMIN
 from optserve.wire.limits import Limits
+from optserve_server.api.auditing import audited
 from optserve_server.api.key_ring import Caller, KeyRing
 from optserve_server.api.problems import Problem, response
 
@@ -88,8 +90,8 @@ class _AdminKey(SecurityBase):
         self.scheme_name = SCHEME
         self.model = HTTPBearerModel(description="A key made by `optserve keys create` or `POST /v1/api-keys`.")
 
-    async def __call__(self, request: Request) -> None:
-        """Let only admins pass.
+    async def __call__(self, request: Request) -> AsyncIterator[None]:
+        """Let only admins pass, and have what they do written down.
 
         Raises:
             Problem: the caller's key has another scope.
@@ -101,6 +103,8 @@ class _AdminKey(SecurityBase):
                 f"The API key {caller.name!r} has the scope {caller.scope}, and this call needs one of scope {ADMIN}: "
                 f"whoever runs the server makes one with `optserve keys create --scope {ADMIN} --name NAME`.",
             )
+        async with audited(request, caller):
+            yield
 
 
 RequiresAdmin = Security(_AdminKey(), scopes=[ADMIN])

@@ -44,6 +44,7 @@ _TENANCIES = {
     "evaluations": SHARED,
     "api-keys": SHARED,
     "usage": OWN,
+    "audit": SHARED,
     "metrics": SHARED,
 }
 """Of each resource: whether its things belong to a key, and are not there for others; or are everybody's who may call.

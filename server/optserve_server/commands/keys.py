@@ -1,11 +1,13 @@
 """`optserve keys`: API keys, made and revoked in the database itself; a server takes notice within a second."""
 
 import dataclasses
+import getpass
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +54,11 @@ def create(
     from optserve_server.registry import api_keys
 
     limits = Limits(max_sessions, max_coordinates, max_bytes_in_flight, max_requests_per_second, max_runs)
-    with _transaction(database_url, data_dir, create=True) as db_session:
+    details = {"name": name, "scope": scope, "expires_in_days": expires_in, "limits": dataclasses.asdict(limits)}
+    with (
+        _written_down("create_api_key", name, details),
+        _transaction(database_url, data_dir, create=True) as db_session,
+    ):
         row, key = api_keys.add_key(db_session, name, scope, expires_in_days=expires_in, limits=limits)
     made = api_keys.describe(row)
     if as_json:
@@ -93,7 +99,7 @@ def revoke(
     """Refuse an API key for ever, on every server of this database, within a second."""
     from optserve_server.registry import api_keys
 
-    with _transaction(database_url, data_dir) as db_session:
+    with _written_down("revoke_api_key", key), _transaction(database_url, data_dir) as db_session:
         row = api_keys.get_key(db_session, key)
         api_keys.revoke_key(db_session, row)
         others = api_keys.has_keys(db_session)
@@ -105,6 +111,19 @@ def revoke(
 def _own(limits: "Limits") -> str:
     given = dataclasses.asdict(limits).items()
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in given if value is not None)
+
+
+@contextmanager
+def _written_down(action: str, target: str, details: dict[str, Any] | None = None) -> Iterator[None]:
+    """What is done in the block goes into the audit trail, in the name of the user who runs the command."""
+    from optserve_server.registry.acts import Act, acting
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # one without a name, as in some containers
+        user = f"user {os.getuid()}"
+    with acting(Act(user, "command line", action, target, details)):
+        yield
 
 
 @contextmanager

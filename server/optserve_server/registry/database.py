@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLA
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from optserve_server.registry import acts, audit
 from optserve_server.resources import migrations_directory
 
 PATIENCE_SECONDS = 30.0
@@ -61,12 +62,20 @@ class Database:
 
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[Session]:
-        """One transaction: committed at the end of the block, rolled back where the block raises."""
+        """One transaction: committed at the end of the block, rolled back where the block raises.
+
+        With `write`, it takes the row of the act that goes on with it, if there is one (`acts`).
+        """
+        act = acts.current() if write else None
         with (
             Session(self._writing if write else self._engine, expire_on_commit=False) as db_session,
             db_session.begin(),
         ):
             yield db_session
+            if act is not None:
+                audit.add(db_session, act, acts.DONE)
+        if act is not None:
+            act.is_written = True
 
     def upgrade(self) -> None:
         """Bring the schema to the newest revision; processes that do so at once take turns.

@@ -1,5 +1,5 @@
 """The schema of the registry: optimizer → immutable versions → aliases, whose moves are kept for ever; the runs that
-write versions; API keys, and what they use.
+write versions; API keys, what they use, and what is done with them.
 
 Triggers in the migrations refuse any change to a version or to an alias's history.
 """
@@ -220,6 +220,23 @@ class Usage(Base):
     steps: Mapped[int] = mapped_column(BigInteger)
     bytes_received: Mapped[int] = mapped_column(BigInteger)
     bytes_sent: Mapped[int] = mapped_column(BigInteger)
+
+
+class AuditEntry(Base):
+    """One act of an admin. Triggers refuse any change to it."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(Text)
+    address: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(Text)
+    details: Mapped[dict[str, Any] | None]
+    outcome: Mapped[str] = mapped_column(String(8))
+
+    __table_args__ = (CheckConstraint("outcome IN ('done', 'refused', 'failed')", "outcome"),)
 
 
 class MetaTrainingRun(Leased, Base):
