@@ -18,6 +18,7 @@ def connection() -> Iterator[Connection]:
         yield given
         return
     database = Database(os.environ["OPTSERVE_DATABASE_URL"])
+    database.create_file()
     with database.session(write=True) as db_session:
         yield db_session.connection()
     database.close()

@@ -102,7 +102,11 @@ def test_usage(run):
 def test_audit(run, client):
     client.optimizers.set_alias("sgd", "audited", 1)
     (entry,) = json.loads(ok(run("audit", "--limit", "1", "--json")))
-    assert (entry["actor"], entry["action"], entry["details"]) == ("anonymous", "set_alias", {"version": 1})
+    assert (entry["actor"], entry["action"], entry["details"]) == (
+        "anonymous",
+        "set_alias",
+        {"version": 1, "force": False},
+    )
     for word in ("anonymous", "set_alias", "done"):
         assert word in ok(run("audit", "--limit", "1"))
 

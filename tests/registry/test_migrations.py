@@ -29,6 +29,7 @@ def test_the_migrations_give_the_models_checks_and_keys(database, request, tmp_p
     """What Alembic's comparison leaves out."""
     url = f"sqlite:///{tmp_path / 'models.db'}" if database.is_sqlite else request.getfixturevalue("postgresql")()
     created = Database(url)
+    created.create_file()
     with created.session(write=True) as db_session:
         Base.metadata.create_all(db_session.connection())
         expected = _constraints(db_session.connection())

@@ -91,6 +91,12 @@ class Database:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
                 command.upgrade(migration_config(connection), "head")
 
+    def create_file(self) -> None:
+        """Make the SQLite file where there is none yet; nothing else does, so that one that is lost is missed."""
+        if self.is_sqlite:
+            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+            Path(str(self.url.database)).touch()
+
     def current(self) -> str | None:
         """The schema's revision, or None where there is no database yet, or one that has never been migrated.
 
@@ -109,8 +115,7 @@ class Database:
     def _enter_wal(self) -> None:
         # A mode of the file, not of the connection, and one that cannot be entered inside a transaction. SQLite does
         # not wait for the lock here: where two processes come at once, one of them is told that it is taken.
-        Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
-        Path(str(self.url.database)).touch()
+        self.create_file()
         deadline = time.monotonic() + PATIENCE_SECONDS
         with self._engine.connect() as connection:
             while not _is_wal(connection):
