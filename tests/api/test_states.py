@@ -210,15 +210,19 @@ def test_bad_parameters_change_nothing(new_loop, gradients, assert_problem, body
 
 
 def test_a_state_goes_on_at_another_server(new_loop, gradients, start_server):
-    loop = new_loop("adam")
-    loop.step(0, gradients(41))
-    state, flat = loop.state(), gradients(41)
+    loops = [new_loop(optimizer) for optimizer in ("adam", "rnnprop")]
     with httpx.Client(base_url=f"{start_server().url}/v1") as elsewhere:
-        body = {"optimizer": "adam", "parameters": loop.info["parameters"]}
-        path = elsewhere.post("/sessions", json=body).headers["location"].removeprefix("/v1")
-        assert elsewhere.put(f"{path}/state", content=state, headers=SAFETENSORS).status_code == 200
-        reply = elsewhere.post(f"{path}/steps/1", content=flat.tobytes(), headers=OCTETS)
-        assert reply.content == loop.step(1, flat)
+        for loop in loops:
+            for step in range(3):
+                loop.step(step, gradients(41))
+            body = {"optimizer": loop.info["optimizer"]["name"], "parameters": loop.info["parameters"]}
+            other = type(loop)(elsewhere, elsewhere.post("/sessions", json=body).json())
+            assert elsewhere.put(f"{other.path}/state", content=loop.state(), headers=SAFETENSORS).status_code == 200
+            assert other.get("/digest") == loop.get("/digest")
+            for step in range(3, 6):
+                flat = gradients(41)
+                assert other.step(step, flat) == loop.step(step, flat)
+            assert other.get("/digest") == loop.get("/digest")
 
 
 def test_a_state_that_is_much_longer_than_this_session_s_is_refused(new_loop, assert_problem):

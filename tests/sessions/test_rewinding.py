@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.sessions.conftest import gradients, new_session, opened
+from tests.sessions.storage.test_journal import files_at_most
 
-from optserve_server.sessions import checkpoints, log, renewing, rewinding, state
+from optserve_server.sessions import awake, checkpoints, log, renewing, rewinding, state
 from optserve_server.sessions.changing import put_parameters, put_state, update
-from optserve_server.sessions.errors import CheckpointNotFound, SessionDamaged, StepNotRetained
+from optserve_server.sessions.errors import CheckpointNotFound, SessionDamaged, StepNotRetained, StorageFull
 from optserve_server.sessions.history import MOST_ITEMS
 from optserve_server.sessions.session import Session
 from optserve_server.sessions.stepping import StepRequest, take_step
@@ -38,6 +39,13 @@ async def step(store: SessionStore, session: Session, value: float, loss: float 
     reply = await take_step(store.turns, session, asked)
     store.renewing.look_at(session)
     return bytes(reply.body)
+
+
+async def is_approximate(store: SessionStore, session: Session) -> bool:
+    sent = gradients(session)
+    return (
+        await take_step(store.turns, session, StepRequest(session.next_step, sent, lambda: None, 0, bytes))
+    ).is_approximate
 
 
 async def steps(store: SessionStore, session: Session, count: int) -> list[bytes]:
@@ -251,6 +259,26 @@ def test_the_last_step_is_answered_again_after_going_back(run: Any) -> None:
     run(test)
 
 
+def test_where_there_is_no_room_nothing_changes(run: Any) -> None:
+    async def test(store: SessionStore) -> None:
+        session = await new_session(store, parameters=(("w", (2000,)),))
+        await steps(store, session, 4)
+        await save(store, session, "kept")
+        before = await digest(store, session)
+        with files_at_most(6000):
+            for going in (
+                rewinding.rewind(store.turns, session, 2),
+                store.fork(session, session.owner, 2),
+            ):
+                with pytest.raises(StorageFull):
+                    await going
+        assert (session.next_step, await digest(store, session), len(store)) == (4, before, 1)
+        await rewinding.rewind(store.turns, session, 2)
+        await steps(store, session, 1)
+
+    run(test)
+
+
 def test_a_fork_lives_on_its_own(run: Any) -> None:
     async def test(store: SessionStore) -> None:
         session = await new_session(store, label="mine", ttl_seconds=50.0, horizon=9)
@@ -361,6 +389,33 @@ def test_the_history_goes_where_the_state_goes(run: Any) -> None:
         kept = await store.turns.run(session, state.encode)
         await put_state(store.turns, session, bytes(kept))
         assert await history(store, session) == []
+
+    run(test)
+
+
+def test_that_bits_have_changed_is_told_whatever_comes_before_the_next_step(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(store: SessionStore) -> None:
+        sessions = [await new_session(store, "lstm") for _ in range(4)]
+        for session in sessions:
+            await steps(store, session, 3)
+            await store.waking.drop(session)
+        monkeypatch.setattr(awake, "kernel_identity", lambda kind: "another")
+        parked, rewound, forked, restored = sessions
+        await digest(store, parked)
+        await renewing.park(store.turns, parked)
+        await store.waking.drop(parked)
+        await rewinding.rewind(store.turns, rewound, 2)
+        await store.waking.drop(rewound)
+        fork = await store.fork(forked, forked.owner)
+        await save(store, restored, "kept")
+        await step(store, restored, 1.0)
+        await rewinding.restore(store.turns, restored, "kept")
+        for session in (parked, rewound, fork, restored):
+            assert [await is_approximate(store, session) for _ in range(2)] == [True, False]
+            await store.waking.drop(session)
+            assert not await is_approximate(store, session)
 
     run(test)
 

@@ -47,7 +47,8 @@ def save(place: Path, session: str, awake: Awake, name: str) -> Checkpoint:
     """
     path = _path(place, name)
     path.parent.mkdir(exist_ok=True)
-    fields = {"last": None, "name": name, "created_at": datetime.now(UTC).isoformat()}
+    told = {"last": None, "approximate": awake.is_approximate}
+    fields = {**told, "name": name, "created_at": datetime.now(UTC).isoformat()}
     sections = {"state": state.encode(awake), "history": awake.history.to_bytes()}
     snapshot = Snapshot(session, awake.next_step, fields, sections)
     snapshots.write(path, snapshot)

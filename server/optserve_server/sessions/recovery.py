@@ -49,10 +49,14 @@ def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
     """
     if route.snapshot is not None:
         put_snapshot(awake, snapshots.read(route.snapshot))
+    began, awake.is_approximate, is_untold = awake.next_step, False, awake.is_approximate
     *before, last = route.legs
     for leg in before:
         replay_leg(awake, journal_path(place, leg.generation.number), leg)
-    return replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
+    reader = replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
+    if is_untold and awake.next_step == began:  # the reply to a step would have told it
+        awake.is_approximate = True
+    return reader
 
 
 def replay_leg(awake: Awake, path: Path, leg: Leg, destination: int | None = None) -> RecordReader:

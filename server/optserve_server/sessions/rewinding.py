@@ -1,6 +1,5 @@
 """Going back: to a step that is still retained, or to a checkpoint. What was steps or damage after it is given up."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,10 +75,7 @@ async def copy_at(turns: Turns, session: Session, step: int | None, name: str) -
 
         def work(awake: Awake) -> tuple[Generation, Snapshot]:
             replay(awake, place, Lineage(place).route(at))
-            generation = generation_of(name, awake, session.settings, parent=None)
-            if awake.is_approximate:
-                generation = replace(generation, kernel="")  # nobody's bits: whoever wakes it is told
-            return generation, take_snapshot(name, awake)
+            return generation_of(name, awake, session.settings, parent=None), take_snapshot(name, awake)
 
         return await turns.waking.beside(session, work)
 

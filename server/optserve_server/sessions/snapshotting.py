@@ -21,7 +21,7 @@ def take_snapshot(session: str, awake: Awake) -> Snapshot:
         gradients, updates = awake.last
         sections |= {"gradients": gradients.body.octets.data, "updates": updates.view(np.uint8).data}
         last = {"loss": gradients.loss, "skip": sorted(gradients.selection.skipped)}
-    return Snapshot(session, awake.next_step, {"last": last}, sections)
+    return Snapshot(session, awake.next_step, {"last": last, "approximate": awake.is_approximate}, sections)
 
 
 def put_snapshot(awake: Awake, snapshot: Snapshot) -> None:
@@ -33,6 +33,7 @@ def put_snapshot(awake: Awake, snapshot: Snapshot) -> None:
     """
     state.decode(awake, snapshot.sections["state"])
     awake.history = History.from_bytes(snapshot.sections["history"])
+    awake.is_approximate = snapshot.fields["approximate"]
     last = snapshot.fields["last"]
     if last is not None:
         body = Body(len(snapshot.sections["gradients"]))
