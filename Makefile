@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve bench reproduce lint scan audit fuzz format constraints venv clean
+.PHONY: help demo test torture serve bench reproduce lint scan audit fuzz format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -21,6 +21,10 @@ serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000; PORT=812
 
 test: lint scan ## Run every check and every test
 	@$(BIN)/pytest
+	@$(MAKE) --no-print-directory torture
+
+torture: $(VENV)/dev.stamp ## Kill a server under load and check every reply; N=1000 for more than 200 kills
+	@$(BIN)/python -m tests.torture $(if $(N),--kills $(N))
 
 bench: $(VENV)/bench.stamp ## Run every benchmark, into benchmarks/results/
 	@$(BIN)/python -m benchmarks

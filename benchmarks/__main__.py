@@ -1,6 +1,6 @@
 """Run every benchmark: `python -m benchmarks`."""
 
-from benchmarks import imports, metatraining, steps
+from benchmarks import durability, imports, metatraining, steps
 
-for benchmark in (imports, steps, metatraining):
+for benchmark in (imports, steps, durability, metatraining):
     benchmark.main()

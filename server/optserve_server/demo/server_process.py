@@ -21,8 +21,8 @@ class ServerStartError(RuntimeError):
 
 
 @contextmanager
-def running_server() -> Iterator[str]:
-    """Start `optserve serve`, yield its URL once it is ready, stop it.
+def running_server(module: str = "optserve") -> Iterator[str]:
+    """Start `optserve serve`, or what another module takes for it, yield its URL once it is ready, stop it.
 
     Raises:
         ServerStartError: with what the server printed.
@@ -32,7 +32,7 @@ def running_server() -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         log = Path(data_dir) / "server.log"
         options = ["--port", str(port), "--data-dir", data_dir, "--workers", "0"]
-        command = [sys.executable, "-m", "optserve", "serve", *options]
+        command = [sys.executable, "-m", module, "serve", *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTSERVE_")}
         with log.open("wb") as output:
             process = subprocess.Popen(
