@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from optserve_server.registry import optimizers
-from optserve_server.registry.database import Database
+from optserve_server.registry.database import UNREACHABLE, Database
 from optserve_server.registry.models import Alias, Optimizer
 
 
@@ -94,3 +94,14 @@ def test_every_spelling_of_postgresql_is_psycopg(scheme):
     assert database.url.drivername == "postgresql+psycopg"
     assert database.url.password == "secret"  # pragma: allowlist secret
     database.close()
+
+
+def test_an_sqlite_file_that_is_gone_is_not_begun_anew(tmp_path):
+    file = tmp_path / "optserve.db"
+    database = Database(f"sqlite:///{file}")
+    database.upgrade()
+    database.close()
+    file.unlink()
+    with pytest.raises(UNREACHABLE), database.session() as db_session:
+        db_session.execute(text("SELECT 1"))
+    assert not file.exists()
