@@ -14,23 +14,19 @@ from typing import Any
 
 import structlog
 
-from optserve_server.optimizers import hyperparameters
-from optserve_server.sessions.description import Description, Settings, VersionReference
+from optserve_server.sessions import creating
+from optserve_server.sessions.description import Description, VersionReference
 from optserve_server.sessions.errors import SessionDamaged, SessionError, SessionExpired, SessionNotFound
 from optserve_server.sessions.holdings import NO_LIMITS, Allowance, Holdings
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.layout import Layout
-from optserve_server.sessions.log import SessionLog, generation_of
 from optserve_server.sessions.pages import StateMemory
 from optserve_server.sessions.plan import Plan, ServedVersion
 from optserve_server.sessions.renewing import Renewing, park
-from optserve_server.sessions.rewinding import copy_at
 from optserve_server.sessions.session import Session, rfc3339
 from optserve_server.sessions.storage.committer import Committer
 from optserve_server.sessions.storage.directory import SessionDirectory
 from optserve_server.sessions.storage.errors import Damaged
-from optserve_server.sessions.storage.journal import NOTHING
-from optserve_server.sessions.storage.lineage import Lineage
 from optserve_server.sessions.summary import summarise
 from optserve_server.sessions.turns import Turns
 from optserve_server.sessions.waking import LoadVersion, Waking
@@ -233,7 +229,7 @@ class SessionStore:
         reference = VersionReference(version.name, version.number, version.sha256)
         self.holdings.add(plan.owner, layout.coordinates, allowance)
         description = self._description(reference, layout, plan, key, fingerprint)
-        return await self._carry_out(description, self._create(description, version))
+        return await self._carry_out(description, creating.create(self.waking, self.directory, description, version))
 
     async def fork(
         self,
@@ -258,7 +254,7 @@ class SessionStore:
         plan = replace(session.description.plan, **asdict(session.settings), owner=owner)
         self.holdings.add(owner, session.layout.coordinates, allowance)
         description = self._description(session.description.version, session.layout, plan, key, fingerprint)
-        return await self._carry_out(description, self._fork(description, session, step))
+        return await self._carry_out(description, creating.fork(self.turns, self.directory, description, session, step))
 
     def _description(
         self, version: VersionReference, layout: Layout, plan: Plan, key: str | None, fingerprint: str
@@ -288,28 +284,6 @@ class SessionStore:
             self._creating.pop(description.id, None)
         self._enter(session)
         return session
-
-    async def _create(self, description: Description, version: ServedVersion) -> Session:
-        plan = description.plan
-        awake = await self.waking.begin(description, version)
-        try:
-            settings = Settings(hyperparameters(awake.optimizer), plan.label, plan.ttl_seconds)
-            generation = generation_of(description.id, awake, settings, NOTHING)
-            create = partial(self.directory.create, description.id, description.to_json(), generation)
-            journal = await self.waking.do(create)
-        except BaseException:
-            await self.waking.release(awake)
-            raise
-        session = Session(description, settings, 0, plan.ttl_seconds)
-        session.hold(awake, SessionLog(description.id, Lineage(journal.path.parent), journal))
-        return session
-
-    async def _fork(self, description: Description, session: Session, step: int | None) -> Session:
-        generation, snapshot = await copy_at(self.turns, session, step, description.id)
-        create = partial(self.directory.create, description.id, description.to_json(), generation, snapshot)
-        (await self.waking.do(create)).close()
-        settings = Settings(**generation.settings)
-        return Session(description, settings, snapshot.step, settings.ttl_seconds)
 
     async def get(self, session_id: str, owners: Set[str]) -> Session:
         """The session of that id; those of others than these owners are not there.
