@@ -40,16 +40,16 @@ async def healthz() -> Health:
 async def readyz(watch: UsesDatabaseWatch, store: UsesStore, drain: Annotated[Drain, Depends(_drain)]) -> Health:
     """Answers when everything can be asked for: the database is there, and the server is not shutting down.
 
-    Else 503 with the same `checks`. Steps do not need the database, and go on while it is away.
+    Else 503, and `checks` say why. Steps do not need the database, and go on while it is away.
     """
+    if drain.draining:
+        raise Problem(problems.DRAINING, "The server is shutting down.", checks={"requests": "shutting down"})
     seen = await watch.look()
     checks = {
         "database": f"at revision {seen.revision}" if seen.away is None else f"away: {seen.away}",
         "sessions": f"{len(store)}, {store.memory.free} bytes free",
-        "requests": "shutting down" if drain.draining else "taken",
+        "requests": "taken",
     }
-    if drain.draining:
-        raise Problem(problems.DRAINING, "The server is shutting down.", checks=checks)
     if seen.away is not None:
         raise Problem(problems.NOT_READY, f"The database is {checks['database']}.", checks=checks)
     return Health("ready", optserve.__version__, checks)
