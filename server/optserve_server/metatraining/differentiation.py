@@ -3,18 +3,18 @@
 Small tasks cost PyTorch more in bookkeeping than in sums, and that of vmap and autograd is paid again at every step. So
 what has been asked for often is *traced*: run once while `make_fx` writes down the plain operations that vmap and
 autograd make of it. From then on those are run instead, twice as fast: the same operations on the same numbers in the
-same order, so that no bit changes.
+same order, so that no bit changes. On a GPU they are captured as a CUDA graph besides.
 """
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from optserve_server.metatraining.captured import Captured, Evaluation
 from optserve_server.tasks.base import Batch, TaskFamily, Theta
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ TRACED_AFTER = 200
 """Evaluations: tracing costs as much as a few hundred save."""
 
 _MOST_TRACED = 256  # for a run whose groups come in ever new sizes
-
-Evaluation = Callable[..., tuple[Tensor, Tensor]]  # of θ, what else the group has, and the batch, one after another
 
 _asked: Counter[Any] = Counter()
 _traced: dict[Any, Evaluation] = {}
@@ -45,7 +43,7 @@ def losses_and_gradients(group: "Group", batch: Batch) -> tuple[Tensor, Tensor]:
         _asked[key] += 1
         if _asked[key] < TRACED_AFTER or len(_traced) >= _MOST_TRACED:
             return _evaluation(group, batch)(*tensors)
-        traced = _traced[key] = _trace(_evaluation(group, batch), tensors)
+        traced = _traced[key] = _prepared(_evaluation(group, batch), tensors)
     with torch.no_grad():
         return traced(*tensors)
 
@@ -77,6 +75,13 @@ def _evaluation(group: "Group", batch: Batch) -> Evaluation:
         return losses.detach(), gradients
 
     return evaluate
+
+
+def _prepared(evaluate: Evaluation, tensors: list[Tensor]) -> Evaluation:
+    if not tensors[0].is_cuda:
+        return _trace(evaluate, tensors)
+    still = [tensor.clone() for tensor in tensors]  # whose strides are those that a graph reads with
+    return Captured(_trace(evaluate, still), still)
 
 
 def _trace(evaluate: Evaluation, tensors: list[Tensor]) -> Evaluation:

@@ -1,6 +1,7 @@
 """Particles: the inner loops of the same tasks under different φ, side by side."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -57,7 +58,7 @@ class ParticleGroup(Group):
 
     def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
         """What steps the optimizer through the next window; `phi` is `[particles·tasks, …]`."""
-        return ModuleStepper(_step_each(optimizer.step), phi, self.state)
+        return ModuleStepper(step_each(optimizer.step), phi, self.state)
 
     def gather(self, particle: int) -> None:
         """Let all particles go on from where this one is."""
@@ -77,10 +78,11 @@ class ParticleGroup(Group):
         return {**super().to_state(), "particles": self.particles, "noise": self.noise}
 
 
-def _step_each(step: Step) -> Step:
+@lru_cache(maxsize=64)
+def step_each(step: Step) -> Step:
     """`step` of many inner loops, each with a φ of its own: the first dimension of everything but the clock."""
 
-    def step_each(phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    def each(phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
         def one(
             phi: Phi,
             state: HiddenState,
@@ -102,7 +104,7 @@ def _step_each(step: Step) -> Step:
         )
         return stepped
 
-    return step_each
+    return each
 
 
 def _together(coordinates: Tensor) -> int | None:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from optserve_server.optimizers.base import HiddenState, Observations, Optimizer, Phi, Updates
+from optserve_server.optimizers.compiled import compiled
 from optserve_server.optimizers.cores import torch_on_one_core
 from optserve_server.optimizers.fused import BLOCK, FUSED, SEGMENT, RecurrentKernel, corrections_of, corrects
 
@@ -63,10 +64,11 @@ def _fits_kernel(optimizer: Optimizer, phi: Phi, coordinates: Tensor) -> bool:
 
 
 class ModuleStepper:
-    """The optimizer's own `step`, under autograd."""
+    """The optimizer's own `step`, under autograd; on a GPU compiled."""
 
     def __init__(self, step: Step, phi: Phi, state: HiddenState) -> None:
-        self._step, self._phi = step, phi
+        self._step = compiled(step) if state.coordinates.is_cuda else step
+        self._phi = phi
         self._updates: list[Updates] = []
         self.state = state
 
