@@ -1,5 +1,6 @@
 """A server that is told to stop: what is in hand is answered, and in ten seconds it is gone, whatever clients do."""
 
+import json
 import os
 import signal
 import socket
@@ -96,6 +97,8 @@ def test_no_client_holds_it_up(start_server):
     assert reply.startswith(b"HTTP/1.1 503 ")
     assert b"urn:optserve:problem:draining" in reply
     assert b"retry-after: " in reply
+    told = [json.loads(line) for line in (server.data_dir.parent / "stderr").read_text().splitlines()]
+    assert any(line.get("logger", "").startswith("uvicorn") for line in told)  # in the form of all others
 
 
 def test_workers_and_event_streams_stop_with_their_server(start_server, tiny_recipe):
