@@ -107,9 +107,12 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
         *,
         tasks: Sequence[Mapping[str, Any]] | None = None,
         steps: int | None = None,
+        horizons: Sequence[int] | None = None,
         seeds: int | None = None,
         seed: int | None = None,
         baselines: Sequence[str] | None = None,
+        suite: str | None = None,
+        cache: bool | None = None,
     ) -> Exchange[AnyEvaluation]:
         """Have optimizers evaluated; what is None has the server's default.
 
@@ -117,9 +120,12 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
             optimizers: the learned ones: NAME, NAME@7 or NAME@ALIAS.
             tasks: as in a recipe: `{"family": "digits-mlp", "parameters": {"activation": "relu"}}`.
             steps: T, the length of the inner loops.
+            horizons: several T in the place of `steps`, the shortest first.
             seeds: how many tasks of each family.
             seed: what everything drawn is drawn from.
             baselines: hand-designed optimizers, each of which gets its best learning rate on each task.
+            suite: the name of a suite, `standard`; what else is None is then as it says.
+            cache: False to compute anew what an earlier evaluation has computed.
 
         Raises:
             OptimizerNotFound, VersionNotFound, AliasNotFound: a reference stands for nothing.
@@ -127,7 +133,8 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
         """
         chosen = None if tasks is None else [dict(task) for task in tasks]
         names = None if baselines is None else list(baselines)
-        request = EvaluationRequest(list(optimizers), chosen, steps, seeds, seed, names)
+        lengths = None if horizons is None else list(horizons)
+        request = EvaluationRequest(list(optimizers), chosen, steps, lengths, seeds, seed, names, suite, cache)
         return self._evaluation((yield from self._create(EvaluationSummary, "/evaluations", to_json(request))))
 
     @exchange

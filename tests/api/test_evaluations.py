@@ -49,7 +49,7 @@ class Served:
                     found = end.value
                     break
                 if progress.curves is not None:
-                    evaluations.add_curves(db_session, held, progress.curves)
+                    evaluations.add_curves(db_session, held, progress.curves, progress.fingerprint)
             if found is not None:
                 evaluations.succeed(db_session, held, found.ranking)
 
@@ -81,7 +81,12 @@ def test_an_evaluation_is_queued_with_everything_it_will_be(served: Served) -> N
     assert queued["optimizers"] == ["lstm@1", "rnnprop@1"]
     assert queued["baselines"] == ["sgd", "nesterov", "rmsprop", "adam"]
     assert [task["label"] for task in queued["tasks"]] == ["quadratic", "digits-mlp"]
-    assert served.http.get(reply.headers["Location"].removeprefix("/v1")).json() == {**queued, "curves": []}
+    assert (queued["suite"], queued["steps"], queued["horizons"]) == (None, 100, [100])
+    assert served.http.get(reply.headers["Location"].removeprefix("/v1")).json() == {
+        **queued,
+        "curves": [],
+        "comparisons": [],
+    }
 
 
 def test_a_finished_one_has_every_curve_the_best_learning_rates_and_the_ranking(served: Served) -> None:
@@ -103,6 +108,30 @@ def test_a_finished_one_has_every_curve_the_best_learning_rates_and_the_ranking(
         assert [len(seed) for seed in tuned.losses] == [4, 4]
         assert found.curves[0] == curves  # the same plan, the same curves
         assert client.evaluations.get(evaluation.id).info.ranking == found.ranking
+
+
+def test_a_suite_is_asked_for_by_its_name_and_several_horizons_are_compared(served: Served) -> None:
+    with optserve.Client(served.url) as client:
+        info = client.evaluations.launch(["rnnprop"], suite="standard", seeds=2).info
+        assert (info.suite, info.horizons, info.steps, info.seeds) == ("standard", [100, 500, 2000], 2000, 2)
+        assert (info.cells, len(info.tasks)) == (len(info.tasks) * 6, 81)
+        assert "schedule-free-adamw" in info.baselines
+        served.http.post(f"/evaluations/{info.id}/cancel")
+
+        small = {**SMALL, "steps": None, "horizons": [2, 3], "baselines": ["sgd", "adam-cosine"]}
+        evaluation = client.evaluations.launch(["rnnprop"], **small)
+        served.work(cells=3)
+        assert evaluation.result().comparisons == []
+        evaluation = client.evaluations.launch(["rnnprop"], **small, cache=False)
+        served.work()
+        found = evaluation.wait()
+        assert [(task.label, task.steps) for task in found.tasks] == [
+            ("quadratic:dimension=2", 2),
+            ("quadratic:dimension=2", 3),
+        ]
+        assert [(one.task, len(one.median)) for one in found.curves] == [(0, 3)] * 3 + [(1, 4)] * 3
+        whole = [one for one in found.comparisons if one.optimizer == "rnnprop@1" and one.steps is one.family is None]
+        assert [(one.baseline, one.cells) for one in whole] == [("sgd", 2), ("adam-cosine", 2)]
 
 
 def test_the_list_goes_page_by_page_the_newest_first(served: Served) -> None:

@@ -22,6 +22,12 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "optserve" / "evaluations"
+
+
 def evaluate(*arguments: object) -> Result:
     """In this process: one of its own would load PyTorch each time."""
     return CliRunner().invoke(cli.build(), ["evaluate", *map(str, arguments), "--local"])
@@ -55,6 +61,57 @@ def test_json_has_every_curve_and_an_svg_names_every_optimizer(learned: Path, tm
     assert picture.read_bytes() == drawn
 
 
+SUITE = """
+horizons = [4, 8]
+seeds = 2
+baselines = ["adam", "schedule-free-adamw"]
+[[tasks]]
+family = "quadratic"
+parameters = { dimension = 2 }
+[[tasks]]
+family = "logistic-regression"
+parameters = { data = "iris", rows = 5 }
+[[tasks]]
+family = "quadratic"
+parameters = { dimension = 3 }
+[[tasks]]
+family = "classic-2d"
+"""
+
+
+def test_a_suite_of_ones_own_has_comparisons_pictures_and_a_document(
+    learned: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    suite, overview, curves, document = (tmp_path / name for name in ("mine.toml", "o.png", "c.svg", "d.md"))
+    suite.write_text(SUITE)
+    files = ("--overview", overview, "--plot", curves, "--markdown", document)
+    result = evaluate(learned, "--suite", suite, *files)
+    assert result.exit_code == 0, result.stderr
+    assert "mine: final loss as a multiple of that of adam" in result.stdout
+    compared = result.stdout.partition("mine beside each baseline")[2].partition("Ranking")[0]
+    for baseline in ("adam", "schedule-free-adamw"):
+        rows = [line.split() for line in compared.splitlines() if line.split()[:1] == [baseline]]
+        assert [row[1] for row in rows] == ["all", "4", "8"]
+        assert rows[0][-2] == "8"  # tasks at each number of steps
+    with Image.open(overview) as drawn:
+        assert drawn.size[0] > 1000
+    assert curves.read_bytes().startswith(b"<?xml")
+    page = document.read_text()
+    assert "4 tasks, 4, 8 steps, 2 seeds." in page
+    assert page.count("| `logistic-regression:data=iris,rows=5` |") == 2
+    assert "| mine | schedule-free-adamw | all | " in page
+    assert all(line.endswith(" |") for line in page.splitlines() if line.startswith("| "))
+
+    assert len(list(own_cache.rglob("*.json"))) == 8 * 3
+    printed = json.loads(evaluate(learned, "--suite", suite, "--json").stdout)
+    assert {one["steps"] for one in printed["comparisons"]} == {None, 4, 8}
+    shorter = evaluate(learned, "--suite", suite, "--steps", 3, "--baselines", "sgd", "--json", "--no-cache")
+    found = json.loads(shorter.stdout)
+    assert [task["steps"] for task in found["tasks"]] == [3] * 4
+    assert {one["optimizer"] for one in found["curves"]} == {"mine", "sgd"}
+    assert len(list(own_cache.rglob("*.json"))) == 8 * 3 + 4 * 2  # what was computed anew is kept too
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,6 +119,12 @@ def test_json_has_every_curve_and_an_svg_names_every_optimizer(learned: Path, tm
         (("--tasks", "quadratic:dim=3"), "no parameter 'dim'"),
         (("--baselines", "adm"), "did you mean 'adam'"),
         (("--plot", "curves.pdf"), "must end in .svg or .png"),
+        (("--overview", "curves.pdf"), "must end in .svg or .png"),
+        (("--markdown", "nowhere/page.md"), "cannot be written"),
+        (("--horizons", "100;500"), "100;500 is no list of numbers; write 100,500"),
+        (("--horizons", "500,100"), "does not grow"),
+        (("--suite", "standart"), "did you mean 'standard'"),
+        (("--suite", "nowhere.toml"), "nowhere.toml"),
         (("--plot", "nowhere/curves.svg"), "cannot be written"),
     ],
 )
@@ -74,9 +137,11 @@ def test_a_mistake_is_named_before_the_work(learned: Path, arguments: tuple[str,
 def test_a_file_that_is_no_optimizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tasks.toml").write_text("[unroll]\n")
     (tmp_path / "notes.safetensors").write_text("no")
+    (tmp_path / "suite.toml").write_text("seed = 1\nhorizon = 5\n")
     for arguments, message in (
         ((tmp_path / "notes.safetensors",), "notes is no weights file"),
         ((tmp_path / "notes.safetensors", "--tasks", tmp_path / "tasks.toml"), "has no [[tasks]]"),
+        ((tmp_path / "notes.safetensors", "--suite", tmp_path / "suite.toml"), "did you mean 'horizons'"),
     ):
         result = evaluate(*arguments)
         assert result.exit_code == 2

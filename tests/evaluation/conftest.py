@@ -54,8 +54,8 @@ def bowl(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan(*families: Any, **changes: Any) -> Plan:
     """A small plan over families, each a name or a task."""
     chosen = [{"family": one} if isinstance(one, str) else one for one in families]
-    content = {"optimizers": ["learned"], "baselines": [], "steps": 5, "seeds": 3, "tasks": chosen, **changes}
-    return plans.parse(content)
+    length = {} if "horizons" in changes else {"steps": 5}
+    return plans.parse({"optimizers": ["learned"], "baselines": [], **length, "seeds": 3, "tasks": chosen, **changes})
 
 
 def entrant(name: str = "learned", **architecture: Any) -> Entrant:

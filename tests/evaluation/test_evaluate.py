@@ -14,10 +14,11 @@ from tests.evaluation.conftest import carried_out, entrant, plan
 
 from optserve_server.evaluation import baselines
 from optserve_server.evaluation.evaluate import Entrant, Progress, to_end
+from optserve_server.evaluation.inner_loops import Measured
 from optserve_server.evaluation.plans import Plan, PlanError
-from optserve_server.evaluation.summaries import Losses
+from optserve_server.evaluation.rules import Rule
 from optserve_server.metatraining.tables import TaskShare
-from optserve_server.optimizers import Optimizer, Phi, build, weights
+from optserve_server.optimizers import build, weights
 
 
 def bowl(**parameters: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def test_the_grid_of_a_baseline_grows_until_its_best_is_inside(curvature: float,
     rates = [tried.learning_rate for tried in curves.learning_rates]
     assert curves.learning_rate == best
     assert rates == sorted(rates)
-    assert len(rates) >= 7
+    assert len(rates) >= 9
     assert 0 < rates.index(best) < len(rates) - 1
     medians = [tried.median for tried in curves.learning_rates if tried.median is not None]
     assert curves.median[-1] == min(medians)
@@ -41,13 +42,13 @@ def test_the_grid_of_a_baseline_grows_until_its_best_is_inside(curvature: float,
 
 def test_a_grid_without_a_best_inside_stops_growing() -> None:
     curves = carried_out(plan(bowl(curvature=0.0, slope=1.0), baselines=["sgd"])).curves[1]
-    assert len(curves.learning_rates) == 25
+    assert len(curves.learning_rates) == 27
     assert curves.learning_rate == curves.learning_rates[-1].learning_rate > 1000
 
 
 def test_a_baseline_that_always_diverges_is_tried_at_lower_rates() -> None:
     curves = carried_out(plan(bowl(curvature=1e12), baselines=["sgd"], steps=30)).curves[1]
-    assert len(curves.learning_rates) == 25
+    assert len(curves.learning_rates) == 27
     assert curves.learning_rates[0].learning_rate < 1e-9
     assert [tried.median for tried in curves.learning_rates[-7:]] == [None] * 7
 
@@ -112,12 +113,12 @@ def test_a_best_rate_beyond_a_plateau_is_found(monkeypatch: pytest.MonkeyPatch) 
         return 1.5 if 2 < rate < 9 else 2.9 if rate > 9 else 2.3 + abs(math.log10(rate / 0.0464)) / 100
 
     def run(
-        task: TaskShare, optimizer: Optimizer, phi: Phi, plan: Plan, rates: Sequence[float], device: torch.device
-    ) -> Generator[int, None, Losses]:
+        task: TaskShare, rule: Rule, plan: Plan, horizons: Sequence[int], rates: Sequence[float], device: torch.device
+    ) -> Generator[int, None, list[Measured]]:
         yield plan.steps
-        return np.array([[[2.5, final(rate)]] for rate in rates])
+        return [Measured(np.array([[[2.5, final(rate)]] for rate in rates]), None)]
 
     monkeypatch.setattr(baselines.inner_loops, "run", run)
-    tuned = to_end(baselines.tune(plan("bowl").tasks[0], "sgd", plan("bowl")))  # type: ignore[arg-type, type-var]
+    (tuned,) = to_end(baselines.tune(plan("bowl").tasks[0], "sgd", plan("bowl")))  # type: ignore[arg-type, type-var]
     assert tuned.learning_rate in (2.15, 4.64)
     assert [tried.learning_rate for tried in tuned.tried][-1] > 9

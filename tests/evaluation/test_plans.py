@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from optserve_server.evaluation import plans
+from optserve_server.evaluation import plans, suites
 from optserve_server.evaluation.plans import PlanError
 
 
@@ -31,11 +31,43 @@ def test_one_optimizer_is_enough() -> None:
         ({"steps": 0}, "steps: "),
         ({"seeds": 1001}, "seeds: "),
         ({"seed": -1}, "seed: "),
+        ({"horizons": []}, "horizons: "),
+        ({"horizons": [100, 50]}, r"horizons: \[100, 50\] does not grow"),
+        ({"horizons": [0, 50]}, r"horizons\.0: "),
+        ({"horizons": [50, 100], "steps": 50}, "steps: 50 is not the longest of the horizons; give one of the two"),
+        ({"suite": "standrd"}, r"suite: there is no suite 'standrd' \(did you mean 'standard'"),
     ],
 )
 def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plans.parse({"optimizers": ["lstm@3"], **changes})
+
+
+def test_steps_are_the_only_horizon_or_the_longest() -> None:
+    for given, horizons in (({}, (100,)), ({"steps": 7}, (7,)), ({"horizons": [5, 9]}, (5, 9))):
+        plan = plans.parse({"optimizers": ["lstm@3"], **given})
+        assert (plan.steps, plan.horizons) == (horizons[-1], horizons)
+        assert plans.parse(plan.model_dump(mode="json")) == plan
+        assert [task.steps for task in plans.described(plan.model_dump(mode="json"))] == [*horizons, *horizons]
+
+
+def test_the_standard_suite_is_broad_and_what_is_given_beside_it_wins() -> None:
+    plan = plans.parse({"optimizers": ["lstm@3"], "suite": "standard"})
+    assert (plan.horizons, plan.seeds) == ((100, 500, 2000), 5)
+    assert plan.baselines == ("adam", "adamw", "adam-cosine", "momentum", "schedule-free-adamw")
+    assert len(plan.tasks) >= 20
+    assert len({task.family for task in plan.tasks}) >= 10
+    assert len({plans.label(task.family, task.parameters) for task in plan.tasks}) == len(plan.tasks)
+    assert plan.cells == len(plan.tasks) * 3 * 6
+    assert plans.parse(plan.model_dump(mode="json")) == plan
+    short = plans.parse({"optimizers": ["lstm@3"], "suite": "standard", "steps": 50, "baselines": ["sgd"]})
+    assert (short.horizons, short.baselines, short.tasks) == ((50,), ("sgd",), plan.tasks)
+
+
+def test_every_suite_is_a_plan_of_keys_that_suites_have() -> None:
+    for name in suites.names():
+        assert set(suites.read(name)) <= set(plans.SUITE_KEYS)
+        plans.parse({"optimizers": ["lstm@3"], "suite": name})
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ def test_a_loss_that_is_not_finite_counts_as_infinite() -> None:
 
 
 def test_divergence_by_hand() -> None:
-    initial = np.array([1.0, 1.0, 1.0, 1.0, 1.0])
-    final = np.array([0.5, 1.0, 1.1, math.nan, math.inf])
-    assert divergence(initial, final) == pytest.approx(3 / 5)
+    initial = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0])
+    final = np.array([0.5, 1.04, 1.06, math.nan, math.inf, -0.96])
+    assert divergence(initial, final) == pytest.approx(3 / 6)
 
 
 def curves(task: int, optimizer: str, final: Loss, *, baseline: bool = False, divergence: float = 0.0) -> Curves:
@@ -34,7 +34,7 @@ def curves(task: int, optimizer: str, final: Loss, *, baseline: bool = False, di
 
 
 def tasks(*weights: float) -> list[EvaluatedTask]:
-    return [EvaluatedTask("", "", {}, weight) for weight in weights]
+    return [EvaluatedTask("", "", {}, weight, 9) for weight in weights]
 
 
 def test_the_score_is_the_weighted_geometric_mean_of_ratios_to_the_best_baseline() -> None:

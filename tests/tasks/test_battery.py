@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from optserve_server import tasks
-from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, coordinates, layout, vectorized
+from optserve_server.tasks.base import Batch, Split, TaskData, TaskFamily, Theta, coordinates, unflatten, vectorized
 
 
 class Row(NamedTuple):
@@ -74,7 +74,9 @@ def test_tensors_have_the_shapes_and_types_of_the_contract(row: Row) -> None:
     family, data, theta, batch = draw(row)
     assert theta.shape == (TASKS, coordinates(family))
     assert theta.dtype == torch.float32
-    assert list(layout(family.shapes).values())[-1].stop == coordinates(family)
+    tensors = unflatten(theta[0], family.shapes)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == family.shapes
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in tensors.values()]), theta[0])
     for value in [*data.values(), *batch.values()]:
         assert value.shape[0] == TASKS
         assert value.dtype in {torch.float32, torch.int64}

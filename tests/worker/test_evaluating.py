@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from optserve.wire.evaluations import Curves
+from optserve_server.evaluation import evaluate as evaluate_module
 from optserve_server.evaluation import plans
 from optserve_server.evaluation.evaluate import Entrant, evaluate, to_end
 from optserve_server.optimizers import build, weights
@@ -94,9 +95,9 @@ def test_what_a_killed_worker_had_finished_is_not_done_again(
     carried_out = evaluating.evaluate
     kept: list[int] = []
 
-    def recording(plan, entrants, finished, device):
+    def recording(plan, entrants, finished, device, recall):
         kept.append(len(finished))
-        return carried_out(plan, entrants, finished, device)
+        return carried_out(plan, entrants, finished, device, recall)
 
     monkeypatch.setattr(evaluating, "evaluate", recording)
     with working():
@@ -104,6 +105,21 @@ def test_what_a_killed_worker_had_finished_is_not_done_again(
     assert (after.status, after.attempt, after.done) == ("succeeded", 2, 6)
     assert before.done <= kept[0] < 6
     assert asking.read(evaluation_id)[1] == asking.expected(**long)
+
+
+def test_what_an_evaluation_has_found_is_not_computed_again(
+    asking: Asking, working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = asking.add()
+    with working():
+        asking.wait(first)
+    before = asking.read(first)[1]
+    monkeypatch.setattr(evaluate_module, "_curves", None)  # nothing can be computed from here on
+    again, anew = asking.add(), asking.add(cache=False)
+    with working():
+        assert asking.wait(again).status == leases.SUCCEEDED
+        assert asking.wait(anew).status == leases.FAILED
+    assert asking.read(again)[1] == before
 
 
 def test_a_worker_that_stops_gives_it_back_and_one_that_is_asked_cancels(asking: Asking, working) -> None:

@@ -3,11 +3,12 @@
 Plain dataclasses, as in `bodies`. A loss that is not finite is null, for JSON has no infinity.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from optserve.wire.schema import REPLY as _REPLY
 from optserve.wire.schema import REQUEST as _REQUEST
+from optserve.wire.schema import TruthValue as _TruthValue
 from optserve.wire.schema import WholeNumber as _WholeNumber
 
 Loss = float | None
@@ -16,7 +17,7 @@ Loss = float | None
 
 @dataclass(slots=True)
 class EvaluatedTask:
-    """One family of optimizees that all optimizers were tried on."""
+    """One family of optimizees, at one T, that all optimizers were tried on."""
 
     label: str
     """The family and the parameters that were given, as `digits-mlp:activation=relu`."""
@@ -24,6 +25,8 @@ class EvaluatedTask:
     parameters: dict[str, Any]
     weight: float
     """Its share in the ranking's scores."""
+    steps: int
+    """T."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -37,6 +40,8 @@ class TriedLearningRate:
     """Median over seeds of the final loss."""
     divergence: float
     """The share of seeds that diverged."""
+    held_out: Loss = None
+    """Median over seeds of the held-out loss, where the task has one."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -59,13 +64,20 @@ class Curves:
     steps: list[int]
     """t of each point: 0 … T, thinned to some hundreds, the last always there."""
     losses: list[list[Loss]]
-    """f(θ_t) on the minibatch of step t, for each seed at each point; the first and the last are means over several."""
+    """f(θ_t) on the minibatch of step t, for each seed at each point; where points are further apart, the mean over the
+    steps since the one before. The first and the last are means over several minibatches."""
     median: list[Loss]
     """Over seeds, at each point."""
     lower_quartile: list[Loss]
     upper_quartile: list[Loss]
     divergence: float
-    """The share of seeds whose final loss is not finite, or above the initial one."""
+    """The share of seeds whose final loss is not finite, or above the initial one by more than a twentieth."""
+    held_out: list[Loss] = field(default_factory=list)
+    """f(θ_T) of each seed on rows that its inner loop has not seen; empty where the task has no other rows."""
+    held_out_learning_rate: float | None = None
+    """Of a baseline: the rate of the lowest median held-out loss."""
+    best_held_out: list[Loss] = field(default_factory=list)
+    """Of a baseline: the held-out losses at that rate."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -89,16 +101,56 @@ class Rank:
 
 
 @dataclass(slots=True)
+class Comparison:
+    """One optimizer beside one baseline at its best learning rates, over some cells: a cell is a task at one T.
+
+    What is compared are medians over seeds of final losses. A quotient counts as at most e^1.5 and at least e^−1.5, and
+    losses below a millionth of the initial one count as that much.
+    """
+
+    optimizer: str
+    baseline: str
+    family: str | None
+    """The cells are of this family; null for those of all."""
+    steps: int | None
+    """The cells are of this T; null for those of all."""
+    cells: int
+    ratio: float
+    """Geometric mean of the optimizer's loss divided by the baseline's; below 1 the optimizer is better."""
+    floored_ratio: float
+    """The same with a thousandth of the initial loss added to both, so that what lies below it hardly counts."""
+    wins: int
+    """Cells on which the optimizer ends lower."""
+    ties: int
+    """Cells on which both end alike, mostly because both have solved the task."""
+    runs_won: float
+    """The share of seeds with which the optimizer ends lower; a tie is half of one."""
+    speed_up: float
+    """Interquartile mean over cells of the steps that the baseline needs as a multiple of those that the optimizer
+    needs, to come to the loss that the worse of the two ends with."""
+    held_out_ratio: float | None
+    """As `ratio`, of held-out losses, the baseline at its best learning rate for those; null without such cells."""
+    held_out_cells: int
+    divergence: float
+    """The share of the optimizer's runs that diverged."""
+
+    __pydantic_config__: ClassVar[Any] = _REPLY
+
+
+@dataclass(slots=True)
 class EvaluationResult:
     """Everything that an evaluation found."""
 
     steps: int
-    """T."""
+    """T, the longest of the horizons."""
     seeds: int
     tasks: list[EvaluatedTask]
+    """Each task at each T."""
     curves: list[Curves]
     ranking: list[Rank]
     """The best first."""
+    comparisons: list[Comparison]
+    """Of every optimizer and baseline with every other baseline: over all cells, of each T, and of each family."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -113,12 +165,18 @@ class EvaluationRequest:
     """As in a recipe: `{"family": …, "parameters": {…}, "weight": 1.0}`."""
     steps: _WholeNumber | None = None
     """T, the length of the inner loops."""
+    horizons: list[_WholeNumber] | None = None
+    """Several T in the place of `steps`, the shortest first: every task is tried at each."""
     seeds: _WholeNumber | None = None
     """How many tasks of each family."""
     seed: _WholeNumber | None = None
     """What everything drawn is drawn from."""
     baselines: list[str] | None = None
     """Hand-designed optimizers, each of which gets its best learning rate on each task."""
+    suite: str | None = None
+    """The name of a suite, `standard`: whatever else is absent is as it says."""
+    cache: _TruthValue | None = None
+    """false: compute everything anew, also what an earlier evaluation has computed."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 
@@ -134,11 +192,16 @@ class EvaluationSummary:
     """`NAME@N` of each."""
     baselines: list[str]
     tasks: list[EvaluatedTask]
+    """Each task at each T."""
+    suite: str | None
+    """What it was asked for by, if by a suite."""
     steps: int
+    """T, the longest of the horizons."""
+    horizons: list[int]
     seeds: int
     seed: int
     cells: int
-    """Pairs of a task and an optimizer or baseline."""
+    """Pairs of a task at one T and an optimizer or baseline."""
     done: int
     """How many of them are finished."""
     ranking: list[Rank]
@@ -161,6 +224,8 @@ class EvaluationSummary:
 
 @dataclass(slots=True)
 class EvaluationInfo(EvaluationSummary):
-    """One evaluation, with the curves of every finished cell."""
+    """One evaluation, with the curves of every finished cell, and what they show beside each other once all are."""
 
     curves: list[Curves]
+    comparisons: list[Comparison]
+    """Of every optimizer and baseline with every other baseline: over all cells, of each T, and of each family."""

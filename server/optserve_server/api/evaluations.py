@@ -18,6 +18,7 @@ from optserve_server.api.bodies import JsonRoute
 from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, read_number
 from optserve_server.api.problems import Problem, responses
 from optserve_server.evaluation import plans
+from optserve_server.evaluation.comparisons import compare
 from optserve_server.evaluation.plans import Plan, PlanError
 from optserve_server.optimizers import HAND_DESIGNED
 from optserve_server.registry import evaluations, optimizers
@@ -95,7 +96,10 @@ def get_evaluation(
         evaluation = evaluations.get_evaluation(db_session, evaluation_id)
         found = evaluations.list_curves(db_session, evaluation) if curves else []
     # Written here, in a thread, for a long reply must not hold up the steps of sessions.
-    return Response(_INFO.dump_json(EvaluationInfo(**_facts(evaluation), curves=found)), media_type=JSON)
+    facts = _facts(evaluation)
+    compared = compare(facts["tasks"], found) if found and evaluation.ranking is not None else []
+    info = EvaluationInfo(**facts, curves=found, comparisons=compared)
+    return Response(_INFO.dump_json(info), media_type=JSON)
 
 
 @router.post(
@@ -159,7 +163,9 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
         "id": evaluation.id,
         "status": evaluation.status,
         **{name: plan[name] for name in ("optimizers", "baselines", "steps", "seeds", "seed")},
-        "tasks": plans.described(plan["tasks"]),
+        "horizons": plan.get("horizons", [plan["steps"]]),  # one that was asked for long ago has one T, and no suite
+        "suite": plan.get("suite"),
+        "tasks": plans.described(plan),
         "cells": evaluation.cells,
         "done": evaluation.done,
         "ranking": [Rank(**line) for line in evaluation.ranking or []],

@@ -1,8 +1,8 @@
-"""Plans: everything that decides what an evaluation computes, as JSON or from the command line."""
+"""Plans: everything that decides what an evaluation computes, as JSON, from the command line, or by a suite."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,30 +10,43 @@ from pydantic import AfterValidator, Field, model_validator
 from optserve.wire.evaluations import EvaluatedTask
 from optserve_server import descriptions
 from optserve_server.descriptions import DescriptionError, Table
+from optserve_server.evaluation import suites
+from optserve_server.evaluation.rules import BASELINES
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.naming import nearest, shown
-from optserve_server.optimizers import HAND_DESIGNED
 
-MAX_TASKS, MAX_STEPS, MAX_SEEDS = 100, 1_000_000, 1000
+SUITE_KEYS = ("tasks", "steps", "horizons", "seeds", "seed", "baselines")
+"""Of a plan, those that a suite may have."""
+MAX_TASKS, MAX_STEPS, MAX_SEEDS, MAX_HORIZONS = 100, 1_000_000, 1000, 10
 
 
 class PlanError(DescriptionError):
     """An evaluation that cannot be made; `path` names the key."""
 
 
-def _hand_designed(names: tuple[str, ...]) -> tuple[str, ...]:
+def _known_baselines(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in HAND_DESIGNED:
-            near, known = nearest(name, HAND_DESIGNED), ", ".join(HAND_DESIGNED)
+        if name not in BASELINES:
+            near, known = nearest(name, BASELINES), ", ".join(BASELINES)
             raise ValueError(f"there is no baseline {shown(name)}{near}; there are {known}")
     return names
 
 
+def _rising(horizons: tuple[int, ...]) -> tuple[int, ...]:
+    if list(horizons) != sorted(set(horizons)):
+        raise ValueError(f"{list(horizons)} does not grow from each number to the next")
+    return horizons
+
+
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+
+
 class Plan(Table):
-    """Optimizers × tasks × seeds, and the baselines that they are compared with.
+    """Optimizers × tasks × horizons × seeds, and the baselines that they are compared with.
 
     Every optimizer gets the same held-out tasks, θ_0 and minibatches; they are drawn from `seed`. A task's `weight` is
-    its share in the ranking's scores.
+    its share in the ranking's scores. `steps` is the longest of the `horizons`, and the only one where none are given.
+    `suite` is the name of the suite that the plan was made of, if it was. Without `cache`, everything is computed anew.
     """
 
     optimizers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
@@ -41,31 +54,65 @@ class Plan(Table):
         TaskShare(family="quadratic"),
         TaskShare(family="digits-mlp"),
     )
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 100
+    steps: Steps = 100
+    horizons: Annotated[tuple[Steps, ...], Field(min_length=1, max_length=MAX_HORIZONS), AfterValidator(_rising)] = (
+        100,
+    )
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 5
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
-    baselines: Annotated[tuple[str, ...], AfterValidator(_hand_designed)] = ("sgd", "nesterov", "rmsprop", "adam")
+    baselines: Annotated[tuple[str, ...], AfterValidator(_known_baselines)] = ("sgd", "nesterov", "rmsprop", "adam")
+    suite: str | None = None
+    cache: bool = True
 
     @property
     def cells(self) -> int:
-        """How many pairs there are of a task and an optimizer or baseline."""
-        return len(self.tasks) * (len(self.optimizers) + len(self.baselines))
+        """How many triples there are of a task, a horizon, and an optimizer or baseline."""
+        return len(self.tasks) * len(self.horizons) * (len(self.optimizers) + len(self.baselines))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_and_horizons(cls, content: Any) -> Any:
+        """Either says what the other is."""
+        if "horizons" not in content and "steps" in content:
+            return {**content, "horizons": [content["steps"]]}
+        horizons = content.get("horizons")
+        if horizons and "steps" not in content and isinstance(horizons, list | tuple):
+            return {**content, "steps": horizons[-1]}
+        return content
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Plan":
+    def _consistent(self) -> "Plan":
         names = [*self.optimizers, *self.baselines]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{shown(twice[0])} is there twice; each optimizer has one name")
+        if self.steps != self.horizons[-1]:
+            raise DescriptionError("steps", f"{self.steps} is not the longest of the horizons; give one of the two")
         return self
 
 
 def parse(content: Mapping[str, Any]) -> Plan:
-    """A plan from its keys.
+    """A plan from its keys; what is absent is that of its `suite`, where it has one.
 
     Raises:
         PlanError: the first thing wrong with it; an unknown key's message names the nearest known one.
     """
-    return descriptions.parse(Plan, content, PlanError)
+    return descriptions.parse(Plan, _with_suite(content), PlanError)
+
+
+def _with_suite(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = content.get("suite")
+    if name is None:
+        return content
+    known = suites.names()
+    if name not in known:
+        raise PlanError("suite", f"there is no suite {shown(name)}{nearest(name, known)}; there are {', '.join(known)}")
+    return beside(suites.read(name), content)
+
+
+def beside(suite: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a suite and those that are given beside it, which win; `steps` also over the suite's `horizons`."""
+    left = {key: value for key, value in suite.items() if key != "horizons" or "steps" not in given}
+    return {**left, **given}
 
 
 def parse_task(text: str) -> dict[str, Any]:
@@ -91,11 +138,12 @@ def parse_task(text: str) -> dict[str, Any]:
     return {"family": family, "parameters": parameters}
 
 
-def described(tasks: Iterable[Mapping[str, Any]]) -> list[EvaluatedTask]:
-    """A plan's tasks, as JSON has them, for whoever reads the result; their families need not exist any more."""
+def described(plan: Mapping[str, Any]) -> list[EvaluatedTask]:
+    """Each task of a plan at each T, as JSON has them; their families need not exist any more."""
     return [
-        EvaluatedTask(label(one["family"], one["parameters"]), one["family"], one["parameters"], one["weight"])
-        for one in tasks
+        EvaluatedTask(label(one["family"], one["parameters"]), one["family"], one["parameters"], one["weight"], steps)
+        for one in plan["tasks"]
+        for steps in plan.get("horizons", [plan["steps"]])  # a plan of before there were several has none
     ]
 
 

@@ -1,49 +1,102 @@
-"""A picture of an evaluation: a panel a task, a line an optimizer, with the quartiles over seeds as a band."""
+"""Pictures of an evaluation.
+
+The curves: a panel a task, a line an optimizer, with the quartiles over seeds as a band. The overview: a row a task, a
+dot an optimizer.
+"""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optserve.wire.evaluations import Curves, EvaluationResult, Loss
+from optserve_server.evaluation.comparisons import LARGEST_LOGARITHM, cells, comparison
 from optserve_server.evaluation.summaries import Losses
+from optserve_server.evaluation.tables import horizons, names
 
 FORMATS = (".svg", ".png")
 
 _COLUMNS = 3
 _PANEL = (5.2, 3.6)  # inches
+_RATIOS = (0.25, 0.5, 1, 2, 4)  # that the overview's axis names
+_LARGEST_RATIO = 1.1 * math.exp(LARGEST_LOGARITHM)
 _LOWEST = 1e-12  # of the logarithmic axis: below it a loss is rounding
 
 
 def plot(result: EvaluationResult, file: Path) -> None:
-    """Draw all tasks into an SVG or PNG file.
+    """Draw all tasks into an SVG or PNG file; where there are several T, a row a task and a column a T.
 
     Learned optimizers are drawn solid and bold, baselines dashed; a curve ends where its median is no longer finite.
     """
+    every_horizon = horizons(result.tasks)
+    columns = 2 if len(result.tasks) == 4 else min(_COLUMNS, len(result.tasks))
+    columns = len(every_horizon) if len(every_horizon) > 1 else columns
+    rows = math.ceil(len(result.tasks) / columns)
+    with _figure(file, rows, columns, (_PANEL[0] * columns, _PANEL[1] * rows)) as panels:
+        colours = _colours(result)
+        for number, task in enumerate(result.tasks):
+            curves = [one for one in result.curves if one.task == number]
+            _panel(panels[number], task.label, curves, colours)
+        for panel in panels[len(result.tasks) :]:
+            panel.set_axis_off()
+
+
+def overview(result: EvaluationResult, file: Path) -> None:
+    """Draw, for each T, the ratio of every optimizer's final loss to that of the first baseline, on every task.
+
+    Left of the line an optimizer is better. Learned ones are filled, baselines are not.
+    """
+    reference, *others = names(result, baseline=True)
+    every_horizon, labels = horizons(result.tasks), list(dict.fromkeys(task.label for task in result.tasks))
+    size = (4.6 * len(every_horizon) + 3.4, 0.27 * len(labels) + 1.6)
+    with _figure(file, 1, len(every_horizon), size, sharey=True) as panels:
+        colours = _colours(result)
+        for axes, steps in zip(panels, every_horizon, strict=True):
+            for name in [*others, *names(result, baseline=False)]:
+                found = cells(result.tasks, result.curves, name, reference, steps=steps)
+                mean = comparison(found).ratio
+                axes.scatter(
+                    [math.exp(cell.logarithm) for cell in found],
+                    [labels.index(cell.task.label) for cell in found],
+                    facecolors="none" if name in others else colours[name],
+                    edgecolors=colours[name],
+                    label=f"{name}, mean {mean:.2f}",
+                )
+                axes.axvline(mean, color=colours[name], linewidth=0.8, linestyle=":")
+            axes.axvline(1.0, color="black", linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_xticks(_RATIOS, [f"{ratio:g}" for ratio in _RATIOS], minor=False)
+            axes.set_xticks([], minor=True)
+            axes.set_xlim(1 / _LARGEST_RATIO, _LARGEST_RATIO)
+            axes.set_xlabel(f"{steps:,} steps: final loss / that of {reference}")
+            axes.grid(axis="y", alpha=0.3)
+            axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        panels[0].set_yticks(range(len(labels)), [textwrap.shorten(one, 64) for one in labels], fontsize=7)
+        panels[0].invert_yaxis()
+
+
+@contextmanager
+def _figure(file: Path, rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> Iterator[Any]:
+    """Axes to draw on, `[rows·columns]`, which are then written."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "optserve"  # equal pictures have equal bytes
-    columns = 2 if len(result.tasks) == 4 else min(_COLUMNS, len(result.tasks))
-    rows = math.ceil(len(result.tasks) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained", squeeze=False
-    )
-    colours = {line: f"C{number}" for number, line in enumerate(dict.fromkeys(one.optimizer for one in result.curves))}
-    panels = axes.flatten()
-    for number, task in enumerate(result.tasks):
-        curves = [one for one in result.curves if one.task == number]
-        _panel(panels[number], task.label, curves, colours)
-    for panel in panels[len(result.tasks) :]:
-        panel.set_axis_off()
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=sharey)
+    yield axes.flatten()
     metadata = {"Date": None} if file.suffix.lower() == ".svg" else {}
     figure.savefig(file, dpi=100, metadata=metadata)
     plt.close(figure)
+
+
+def _colours(result: EvaluationResult) -> dict[str, str]:
+    return {line: f"C{number}" for number, line in enumerate(dict.fromkeys(one.optimizer for one in result.curves))}
 
 
 def _panel(axes: Any, title: str, curves: Sequence[Curves], colours: dict[str, str]) -> None:

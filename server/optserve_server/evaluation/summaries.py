@@ -10,6 +10,8 @@ from optserve.wire.evaluations import Curves, EvaluatedTask, Loss, Rank
 
 Losses = NDArray[np.float64]
 
+DIVERGED = 0.05
+"""By what share of the initial loss the final one may be above it: on noise alone it may be, a little."""
 LARGEST_RATIO = 100.0
 SOLVED = 1e-6
 """In a ratio, losses below this share of θ_0's count as that much: both optimizers have solved the task."""
@@ -28,8 +30,8 @@ def quantile(losses: Losses, share: float) -> Losses:
 
 
 def divergence(initial: Losses, final: Losses) -> float:
-    """The share of seeds whose final loss is not finite, or above the initial one."""
-    return float(np.mean(~np.isfinite(final) | (final > initial)))
+    """The share of seeds whose final loss is not finite, or above the initial one by more than a twentieth of it."""
+    return float(np.mean(~np.isfinite(final) | (final > initial + DIVERGED * np.abs(initial))))
 
 
 def to_json(losses: Losses) -> list[Loss]:
@@ -43,12 +45,26 @@ def final_loss(curves: Curves) -> float:
     return math.inf if last is None else last
 
 
+def median_held_out(curves: Curves) -> Loss:
+    """The median over seeds of the held-out loss; None where it is not finite, or there is none."""
+    if not curves.held_out:
+        return None
+    losses = np.array([math.inf if loss is None else loss for loss in curves.held_out])
+    (median,) = to_json(quantile(losses[:, np.newaxis], 0.5))
+    return median
+
+
 def rank(tasks: Sequence[EvaluatedTask], curves: Sequence[Curves]) -> list[Rank]:
     """The ranking over all tasks, the best first; without baselines, against the best optimizer of each task."""
     names = dict.fromkeys(one.optimizer for one in curves)
     by_name = {name: [one for one in curves if one.optimizer == name] for name in names}
     ranking = [_rank(name, by_name[name], tasks, curves) for name in names]
     return sorted(ranking, key=lambda line: (line.score, line.divergence))
+
+
+def smallest_loss(initial: Loss) -> float:
+    """What a loss counts as at least, in a ratio: the task is solved there."""
+    return max(SOLVED * (initial or 0.0), _SMALLEST_LOSS)
 
 
 def _rank(name: str, own: Sequence[Curves], tasks: Sequence[EvaluatedTask], curves: Sequence[Curves]) -> Rank:
@@ -73,6 +89,6 @@ def _rank(name: str, own: Sequence[Curves], tasks: Sequence[EvaluatedTask], curv
 def _ratio(loss: float, best: float, initial: Loss) -> float:
     if math.isinf(loss):
         return LARGEST_RATIO
-    smallest = max(SOLVED * (initial or 0.0), _SMALLEST_LOSS)
+    smallest = smallest_loss(initial)
     ratio = max(loss, smallest) / max(best, smallest)
     return min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)

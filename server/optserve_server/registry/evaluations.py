@@ -60,6 +60,13 @@ def list_curves(db_session: Session, evaluation: Evaluation) -> list[Curves]:
     return [_CURVES.validate_python(cell.curves) for cell in cells]
 
 
+def recall_curves(db_session: Session, fingerprint: str) -> Curves | None:
+    """What any evaluation has found of that fingerprint."""
+    query = select(EvaluationCell).where(EvaluationCell.fingerprint == fingerprint).limit(1)
+    cell = db_session.scalar(query)
+    return None if cell is None else _CURVES.validate_python(cell.curves)
+
+
 def why_not_beaten(db_session: Session, evaluation_id: str, *, winner: str, loser: str) -> str | None:
     """Why an evaluation does not show that the version `winner`, NAME@N, beats `loser`; None where it does.
 
@@ -111,12 +118,12 @@ def cancel_evaluation(db_session: Session, evaluation: Evaluation) -> None:
     leases.request_cancel(db_session, evaluation)
 
 
-def add_curves(db_session: Session, evaluation: Evaluation, curves: Curves) -> None:
+def add_curves(db_session: Session, evaluation: Evaluation, curves: Curves, fingerprint: str) -> None:
     """Keep a finished cell, which shows that the evaluation comes on. One that is kept already stays as it is."""
     key = {"evaluation_number": evaluation.number, "task": curves.task, "optimizer": curves.optimizer}
     if db_session.get(EvaluationCell, key) is not None:
         return
-    db_session.add(EvaluationCell(**key, curves=asdict(curves)))
+    db_session.add(EvaluationCell(**key, curves=asdict(curves), fingerprint=fingerprint))
     evaluation.done += 1
     evaluation.deaths = 0
     db_session.flush()

@@ -309,7 +309,7 @@ class Evaluation(Leased, Base):
     plan: Mapped[dict[str, Any]]
     """Complete, with all defaults; its optimizers are NAME@N."""
     cells: Mapped[int]
-    """Pairs of a task and an optimizer or baseline."""
+    """Pairs of a task at one T and an optimizer or baseline."""
     done: Mapped[int] = mapped_column(default=0)
     """How many are finished; there is a row of `EvaluationCell` for each."""
     ranking: Mapped[list[dict[str, Any]] | None]
@@ -331,9 +331,11 @@ class EvaluationCell(Base):
         ForeignKey("evaluations.number", ondelete="CASCADE"), primary_key=True
     )
     task: Mapped[int] = mapped_column(primary_key=True)
-    """Its place in the plan's tasks, from 0."""
+    """Its place in the list of the plan's tasks at each T, from 0."""
     optimizer: Mapped[str] = mapped_column(Text, primary_key=True)
     curves: Mapped[dict[str, Any]]
     """`optserve.wire.evaluations.Curves`."""
+    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)
+    """Of all that the curves depend on: wherever it is the same, so are they. Older cells have none."""
 
     __table_args__ = (CheckConstraint("task >= 0", "task"),)

@@ -6,7 +6,8 @@ written for one task and one flat θ; `vectorized` turns it into the losses of m
 Every family has two disjoint halves: `train`, which meta-training sees, and `held-out`, which only validation,
 evaluation and the demo see. What tells them apart can be seen in the task itself:
 
-- Families on a data set share out its rows; equal rows lie in the same half.
+- Families on a data set share out its rows; equal rows lie in the same half. They may say so, `shares_rows = True`:
+  then the rows of one half tell how well a θ does that was trained on those of the other.
 - Families that generate their tasks draw both halves from one distribution. No two of their tasks are ever the same,
   but that is only probable; `in_half` makes it certain. It looks at one number of a task, which f depends on: the
   held-out half has the numbers that bfloat16 can hold, one in 65,536 of float32, and the training half all others.
@@ -18,7 +19,6 @@ recipe's memory does. `loss` is differentiated twice, through `vmap`, in float32
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -58,34 +58,21 @@ class TaskFamily(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Where one parameter tensor lies in the flat θ."""
-
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-
-
-def layout(shapes: dict[str, tuple[int, ...]]) -> dict[str, Layer]:
-    """Where each parameter tensor lies in the flat θ, in the order of `shapes`."""
-    layers: dict[str, Layer] = {}
-    start = 0
-    for name, shape in shapes.items():
-        stop = start + math.prod(shape)
-        layers[name] = Layer(start, stop, shape)
-        start = stop
-    return layers
-
-
 def unflatten(theta: Theta, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The parameter tensors of one flat θ, `[n]`, as views by name."""
-    return {name: theta[layer.start : layer.stop].reshape(layer.shape) for name, layer in layout(shapes).items()}
+    # Split at once: of slices, the derivative of each would be a vector of zeros as long as θ.
+    parts = torch.split(theta, [math.prod(shape) for shape in shapes.values()])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def coordinates(family: TaskFamily) -> int:
     """n: how many numbers θ has."""
     return sum(math.prod(shape) for shape in family.shapes.values())
+
+
+def has_other_rows(family: TaskFamily) -> bool:
+    """Whether the two halves are one problem on different rows."""
+    return bool(getattr(family, "shares_rows", False))
 
 
 def in_half(numbers: Tensor, split: Split) -> Tensor:

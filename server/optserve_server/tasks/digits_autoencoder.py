@@ -33,6 +33,7 @@ class DigitsAutoencoder:
         "mean squared error of a small autoencoder on minibatches of scikit-learn's 8 × 8 digits; "
         "1,000 images to meta-train on, 797 held out"
     )
+    shares_rows: ClassVar[bool] = True
 
     hidden_sizes: Annotated[tuple[Size, ...], Len(1, 4)] = (32, 8)
     activation: Activation = "tanh"

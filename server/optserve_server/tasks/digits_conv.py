@@ -28,6 +28,7 @@ class DigitsConv:
         "cross-entropy of a small convolutional network on minibatches of scikit-learn's 8 × 8 digits; "
         "1,000 images to meta-train on, 797 held out"
     )
+    shares_rows: ClassVar[bool] = True
 
     channels: Annotated[tuple[Annotated[int, Ge(1), Le(128)], ...], Len(1, 3)] = (8, 16)
     activation: Activation = "relu"

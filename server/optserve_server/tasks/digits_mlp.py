@@ -31,6 +31,7 @@ class DigitsMLP:
         "cross-entropy of a small multilayer perceptron on minibatches of scikit-learn's 8 × 8 digits; "
         "1,000 images to meta-train on, 797 held out"
     )
+    shares_rows: ClassVar[bool] = True
 
     hidden_sizes: HiddenSizes = (20,)
     activation: Activation = "sigmoid"

@@ -25,6 +25,7 @@ class LogisticRegression:
         "logistic regression with the penalty l2 · ½‖θ‖²: convex and without noise; each task has a sample of its own "
         "of the rows of one of scikit-learn's tables, two thirds of them to meta-train on, the others held out"
     )
+    shares_rows: ClassVar[bool] = True
 
     data: Literal["breast-cancer", "iris", "wine"] = "breast-cancer"
     rows: Annotated[int, Ge(1), Le(10_000)] = 100

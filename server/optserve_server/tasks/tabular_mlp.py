@@ -29,6 +29,7 @@ class TabularMLP:
         "cross-entropy (diabetes: mean squared error) of a small multilayer perceptron on minibatches of one of "
         "scikit-learn's tables; two thirds of the rows to meta-train on, the others held out"
     )
+    shares_rows: ClassVar[bool] = True
 
     data: DataSetName = "breast-cancer"
     hidden_sizes: HiddenSizes = (16,)

@@ -27,7 +27,7 @@ class Evaluating:
     def carry_out(self) -> None:
         """Do the cells that are left."""
         plan, entrants, finished = self._holding.persist(_read)
-        running = evaluate(plan, entrants, finished, self._device)
+        running = evaluate(plan, entrants, finished, self._device, self._recall)
         while True:
             self._holding.require()
             if self._holding.cancel_requested:
@@ -39,7 +39,7 @@ class Evaluating:
             except StopIteration as end:
                 return self._succeed(end.value.ranking)
             if self._progress.curves is not None:
-                self._keep(self._progress.curves)
+                self._keep(self._progress.curves, self._progress.fingerprint)
 
     def explain(self, error: BaseException) -> str:
         """The optimizer, the task and the inner step, and the last line of the traceback."""
@@ -51,8 +51,11 @@ class Evaluating:
     def _succeed(self, ranking: Sequence[Rank]) -> None:
         self._holding.persist(lambda db_session, held: evaluations.succeed(db_session, held, ranking))
 
-    def _keep(self, curves: Curves) -> None:
-        self._holding.persist(lambda db_session, held: evaluations.add_curves(db_session, held, curves))
+    def _recall(self, fingerprint: str) -> Curves | None:
+        return self._holding.persist(lambda db_session, _: evaluations.recall_curves(db_session, fingerprint))
+
+    def _keep(self, curves: Curves, fingerprint: str) -> None:
+        self._holding.persist(lambda db_session, held: evaluations.add_curves(db_session, held, curves, fingerprint))
 
 
 def _read(db_session: Session, evaluation: Evaluation) -> tuple[Plan, list[Entrant], list[Curves]]:

@@ -1,0 +1,107 @@
+"""Fingerprints: a hash of everything that a cell of an evaluation depends on, code included.
+
+Two cells of one fingerprint are the same computation, so that what came of the one need not be computed again.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optserve_server.evaluation.plans import Plan
+from optserve_server.evaluation.rules import BASELINES
+from optserve_server.metatraining.tables import TaskShare
+from optserve_server.optimizers import Optimizer
+
+_ENGINE = (
+    "optserve_server.evaluation.inner_loops",
+    "optserve_server.evaluation.rules",
+    "optserve_server.evaluation.summaries",
+    "optserve_server.metatraining.differentiation",
+    "optserve_server.metatraining.trajectories",
+)
+_TUNING = "optserve_server.evaluation.baselines"
+_STEPPERS = "optserve_server.optimizers.steppers"
+_PACKAGES = ("numpy", "scikit-learn", "torch")
+
+
+def of_baseline(plan: Plan, task: TaskShare, name: str, device: torch.device) -> list[str]:
+    """Of a baseline on one task, at each T of the plan."""
+    rule = BASELINES[name]
+    return _fingerprints(plan, task, repr(rule), [_TUNING, *_with_imports(type(rule.optimizer).__module__)], device)
+
+
+def of_weights(plan: Plan, task: TaskShare, optimizer: Optimizer, sha256: str, device: torch.device) -> list[str]:
+    """Of a learned optimizer, whose weights file has that SHA-256, on one task, at each T of the plan."""
+    modules = [*_with_imports(type(optimizer).__module__), *_with_imports(_STEPPERS)]
+    return _fingerprints(plan, task, sha256, modules, device)
+
+
+def _fingerprints(
+    plan: Plan, task: TaskShare, competitor: str, modules: Sequence[str], device: torch.device
+) -> list[str]:
+    family: Any = task.build()
+    used = {*_ENGINE, *modules, *_with_imports(type(family).__module__)}
+    content = {
+        "task": [family.name, dataclasses.asdict(family)],
+        "seeds": [plan.seed, plan.seeds],
+        "horizons": plan.horizons,
+        "competitor": competitor,
+        "code": {module: _code(module) for module in sorted(used)},
+        "packages": {package: version(package) for package in _PACKAGES},
+        "device": [str(device), torch.get_num_threads()],
+    }
+    return [_digest(json.dumps({**content, "horizon": horizon}, sort_keys=True)) for horizon in plan.horizons]
+
+
+@cache
+def _with_imports(module: str) -> frozenset[str]:
+    """A module and those that it imports, directly or not, of its own room: of the package or file that it is in."""
+    room = module.rpartition(".")[0] or module
+    found, new = set(), [module]
+    while new:
+        one = new.pop()
+        found.add(one)
+        new += [name for name in _imports(one) if name.startswith(f"{room}.") and name not in found]
+    return frozenset(found)
+
+
+def _imports(module: str) -> Iterator[str]:
+    for node in ast.walk(_parsed(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if _is_module(inner) else node.module
+
+
+def _is_module(name: str) -> bool:
+    parent = find_spec(name.rpartition(".")[0])
+    return parent is not None and parent.submodule_search_locations is not None and find_spec(name) is not None
+
+
+@cache
+def _code(module: str) -> str:
+    """Of what a module does: neither comments nor the layout of its lines change it."""
+    return _digest(ast.dump(_parsed(module)))
+
+
+@cache
+def _parsed(module: str) -> ast.Module:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_bytes())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
