@@ -75,7 +75,7 @@ def _with_imports(module: str) -> frozenset[str]:
 
 
 def _imports(module: str) -> Iterator[str]:
-    for node in ast.walk(_parsed(module)):
+    for node in _statements(_parsed(module).body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -84,6 +84,15 @@ def _imports(module: str) -> Iterator[str]:
                 yield inner if _is_module(inner) else node.module
 
 
+def _statements(body: Sequence[Any]) -> Iterator[Any]:
+    """Those of functions and branches too. No expression imports anything, and there are many."""
+    for statement in body:
+        yield statement
+        for inner in ("body", "orelse", "handlers", "finalbody"):
+            yield from _statements(getattr(statement, inner, ()))
+
+
+@cache
 def _is_module(name: str) -> bool:
     parent = find_spec(name.rpartition(".")[0])
     return parent is not None and parent.submodule_search_locations is not None and find_spec(name) is not None
