@@ -1,6 +1,6 @@
 """Run every benchmark: `python -m benchmarks`."""
 
-from benchmarks import durability, imports, metatraining, steps
+from benchmarks import authorisation, durability, imports, metatraining, steps
 
-for benchmark in (imports, steps, durability, metatraining):
+for benchmark in (imports, steps, durability, authorisation, metatraining):
     benchmark.main()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import httpx
@@ -164,10 +165,13 @@ def seconds_until(served, key: str, status: int) -> float:
 def test_steps_do_not_wait_for_the_database(served, rename):
     with served.client("client") as client:
         session = client.sessions.create("adam", {"w": (2,)})
-        rename("api_keys", "gone")
+        tables = ("api_keys", "usage", "audit")
+        for table in tables:
+            rename(table, f"{table}_gone")
         time.sleep(WITHIN_A_SECOND)  # the keys cannot be read again
         session.step({"w": [1.0, 2.0]})
-        rename("gone", "api_keys")
+        for table in tables:
+            rename(f"{table}_gone", table)
     served.keys["late"] = served.add_key("late")
     assert seconds_until(served, "late", 200) < WITHIN_A_SECOND
 
@@ -213,3 +217,36 @@ def test_the_last_use_is_written_down_and_the_last_key_opens_the_server_again(se
         (row,) = api_keys.list_keys(db_session)
     assert row.created_at < row.last_used_at <= row.revoked_at
     database.close()
+
+
+def test_a_key_is_refused_from_the_moment_that_it_expires(served):
+    with served.client("admin") as admin:
+        made = admin.api_keys.create("ephemeral", expires_in_days=1.5 / 86400)
+    with optserve.Client(served.url, made.key) as client:
+        began = time.monotonic()
+        with pytest.raises(errors.Unauthorized, match="'ephemeral' expired at"):
+            while True:
+                client.tasks.list()
+                assert time.monotonic() - began < 10
+                time.sleep(0.05)
+        assert datetime.now(UTC) >= datetime.fromisoformat(made.expires_at)
+
+
+def test_no_key_is_logged(start_server):
+    """Neither a good one, nor one that is none; of a step, a refusal, and an act."""
+    server = start_server()
+    with optserve.Client(server.url) as anybody:
+        key = anybody.api_keys.create("logged", "admin").key
+    with optserve.Client(server.url, key) as client:
+        client.sessions.create("adam", {"w": (2,)}).step({"w": [1.0, 2.0]})
+        with pytest.raises(errors.ApiKeyNotFound):
+            client.api_keys.revoke("nobody")
+    wrong = api_keys.KEY_PREFIX + "1" * 48
+    assert httpx.get(f"{server.url}/v1/tasks", headers={"Authorization": f"Bearer {wrong}"}).status_code == 401
+    server.process.terminate()
+    server.process.wait(30)
+    log = (server.data_dir.parent / "stderr").read_text()
+    assert '"caller": "logged"' in log
+    assert '"status": 401' in log
+    for secret in (key, wrong, api_keys.digest(key)):
+        assert secret not in log
