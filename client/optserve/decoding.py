@@ -20,7 +20,7 @@ def decode(kind: type[T], content: bytes | bytearray) -> T:
     """
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReplyInvalid(
             f"the reply is not JSON ({error}); does the URL point at an optserve server, or at something before it?"
         ) from error

@@ -454,7 +454,7 @@ def from_reply(status: int, content: bytes | bytearray) -> ProblemError:
     """The exception for a reply of status 400 or above, whether or not its body is a problem document."""
     try:
         members = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         members = None
     if not isinstance(members, dict):
         text = bytes(content[:200]).decode(errors="replace").strip()

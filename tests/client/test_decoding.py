@@ -72,6 +72,7 @@ def test_inherited_members():
     ("content", "words"),
     [
         (b"<html>", "not JSON"),
+        (b"[" * 10_000, "not JSON"),
         (b"[]", "SessionInfo of the reply is '\\[\\]', not an object"),
         (json.dumps({**SESSION, "next_step": "four"}).encode(), "next_step of the reply is 'four', not a int"),
         (json.dumps({**SESSION, "parameters": {}}).encode(), "parameters of the reply is '{}', not a list"),

@@ -5,8 +5,6 @@ in the session's dtype as NumPy stores it.
 """
 
 from collections.abc import Callable
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -51,13 +49,17 @@ def longest(form: str, target: Target) -> int:
     """How many bytes a body of this form can have at most."""
     parameters = target.selection.parameters
     numbers = sum(map(_json_bytes, parameters)) if form == JSON else target.bits.nbytes
-    return numbers + _NAME_BYTES * (len(parameters) + 1)
+    return numbers + longest_names(target)
+
+
+def longest_names(target: Target) -> int:
+    """How many bytes the names and shapes of a body can have at most."""
+    return _NAME_BYTES * (len(target.selection.parameters) + 1)
 
 
 def _json_bytes(parameter: ParameterSlot) -> int:
     # Each number and each bracket may stand on a line of its own.
-    lists = sum(accumulate(parameter.shape[:-1], mul, initial=1)) if parameter.shape else 0
-    return (parameter.size + 2 * lists) * (_LINE_BYTES + _INDENT_BYTES * len(parameter.shape))
+    return (parameter.size + 2 * json_form.lists(parameter)) * (_LINE_BYTES + _INDENT_BYTES * len(parameter.shape))
 
 
 def wrong_length(length: int, target: Target) -> Invalid:
@@ -88,7 +90,7 @@ def read_safetensors(data: bytes, target: Target) -> None:
         Invalid: an unknown or missing name, a wrong shape or dtype.
     """
     try:
-        places, _ = tensors.index(data)
+        places, _ = tensors.index(data, longest_names(target))
     except ValueError as error:
         raise Problem(problems.MALFORMED_BODY, f"The body is {error}.") from error
     require_names(places, target)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from optserve_server.api.problems import Problem
 from optserve_server.api.targets import Target, require_names
 from optserve_server.naming import nearest, shown
 from optserve_server.sessions.errors import Invalid, RequestInvalid
-from optserve_server.sessions.layout import ParameterSlot, Selection
+from optserve_server.sessions.layout import MAX_NAME_CHARACTERS, ParameterSlot, Selection
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+_MEMBERS = 64  # of the body itself, generously
 _CHUNK = 4096  # numbers converted in one go: the call holds the interpreter lock
 
 
@@ -23,10 +26,11 @@ def read(data: bytes, target: Target) -> dict[str, Any]:
     """Read a body into `target`, each number rounded to its dtype, and return the members beside the numbers.
 
     Raises:
-        Problem: not JSON, a name twice, or no object.
+        Problem: not JSON, a name twice, no object, or more values than a body for this target has.
         RequestInvalid: there is no object under the target's key.
         Invalid: an unknown or missing name, a wrong shape, something that is no number, a number beyond the dtype.
     """
+    _require_few_values(data, target)
     body = _parse(data)
     given = body.pop(target.key, None)
     if not isinstance(given, dict):
@@ -58,6 +62,20 @@ def require_known(rest: dict[str, Any], known: tuple[str, ...]) -> None:
     for name in rest:
         if name not in known:
             raise RequestInvalid(f"The body has the unknown member {shown(name)}{nearest(name, known)}.", f"/{name}")
+
+
+def lists(parameter: ParameterSlot) -> int:
+    """How many lists a parameter's nested lists are made of."""
+    return sum(accumulate(parameter.shape[:-1], mul, initial=1)) if parameter.shape else 0
+
+
+def _require_few_values(data: bytes, target: Target) -> None:
+    # Before they are parsed: an empty list has two bytes in a body, and sixty in memory. Names may have commas too.
+    parameters = target.selection.parameters
+    values = sum(parameter.size + lists(parameter) for parameter in parameters)
+    most = values + (len(parameters) + 1) * MAX_NAME_CHARACTERS + _MEMBERS
+    if max(data.count(b","), data.count(b"["), data.count(b"{")) > most:
+        raise Problem(problems.MALFORMED_BODY, "The body has more values than the parameters have numbers.")
 
 
 def _parse(data: bytes) -> dict[str, Any]:

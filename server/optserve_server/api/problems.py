@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 _MAX_ERRORS = 20  # of one request that a reply tells of
 
 _RETRY_AFTER_SECONDS = "5"
+_MOST_CHARACTERS = 2000  # of each text in a reply
 
 SCHEMA_NAME = "Problem"
 SCHEMA: dict[str, Any] = {
@@ -104,10 +105,20 @@ class Problem(HTTPException):
 def response(problem: ProblemType, detail: str, headers: Mapping[str, str] | None = None, **fields: Any) -> Response:
     """The reply that tells a client of `problem`."""
     metrics.PROBLEMS.labels(problem.slug).inc()
-    body = {"type": problem.urn, "title": problem.title, "status": problem.status, "detail": detail, **fields}
+    told = {name: _cut(value) for name, value in fields.items()}
+    body = {"type": problem.urn, "title": problem.title, "status": problem.status, "detail": _cut(detail), **told}
     if problem.status >= 500:
         body |= logs.REQUEST.get()
     return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+
+
+def _cut(value: Any) -> Any:
+    """What a reply repeats of a request, cut where it is very long: a refusal is no echo."""
+    if isinstance(value, list):
+        return [_cut(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _cut(one) for name, one in value.items()}
+    return value[:_MOST_CHARACTERS] + "…" if isinstance(value, str) and len(value) > _MOST_CHARACTERS else value
 
 
 def responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:

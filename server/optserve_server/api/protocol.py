@@ -4,7 +4,8 @@ import asyncio
 import json
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
@@ -38,6 +39,7 @@ class Protocol(HttpToolsProtocol):
     _in_head = False
     _moved = False  # whether the data just read had a piece of a body, or the end of a head or of a request
     _unmoved_bytes = 0  # received since it last had
+    _answered: RequestResponseCycle | None = None  # the request that is being answered
 
     patience_seconds = PATIENCE_SECONDS
     _messages = 0  # begun
@@ -52,9 +54,14 @@ class Protocol(HttpToolsProtocol):
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End with it."""
+        """End with it, and with the requests that came together and wait for their turn."""
         if self._looking is not None:
             self._looking.cancel()
+        # uvicorn tells only the newest request, and the others would be answered into a closed connection.
+        self.pipeline.clear()
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -134,6 +141,10 @@ class Protocol(HttpToolsProtocol):
             return False
         is_idle = self.cycle is None or self.cycle.response_complete
         return self._in_message or (is_idle and self.timeout_keep_alive_task is None)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _give_up(self, problem: ProblemType, detail: str) -> None:
         """Refuse and hang up, once the complete requests before have their replies."""

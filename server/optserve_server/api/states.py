@@ -30,7 +30,6 @@ router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route
 plain_router = APIRouter(prefix="/sessions/{session_id}", tags=["hidden state"], route_class=PlainRoute)
 
 GONE = (problems.SESSION_NOT_FOUND, problems.SESSION_EXPIRED, problems.SESSION_DAMAGED)
-_METADATA_BYTES = 64 << 10  # of a state's header without the parameters' names and shapes, generously
 
 
 @router.put(
@@ -136,9 +135,7 @@ async def put_parameters(request: Request) -> Response:
 def _longest_state(awake: Awake) -> int:
     layout, arrays = awake.layout, awake.array_layout
     numbers = layout.coordinates * (awake.arena.features + 1) + 2 * len(layout.parameters)
-    # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
-    described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in layout.parameters)
-    return numbers * 4 + arrays.bytes + described + len(json.dumps(arrays.columns)) + _METADATA_BYTES
+    return numbers * 4 + arrays.bytes + state.longest_header(awake)
 
 
 async def _session(request: Request) -> tuple[SessionStore, Session]:

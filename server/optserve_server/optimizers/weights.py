@@ -34,7 +34,7 @@ def decode(data: bytes) -> tuple[Optimizer, dict[str, Tensor], dict[str, str]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"the metadata's architecture is not JSON: {error}") from error
     if not isinstance(description, dict):
-        raise ValueError(f"the metadata's architecture is {description!r}, but must be a JSON object")
+        raise ValueError(f"the metadata's architecture is {metadata['architecture'][:80]}, but must be a JSON object")
     optimizer = build(description)
     expected = optimizer.initial_phi(torch.Generator())
     _check_names(set(expected), set(arrays))
@@ -44,9 +44,14 @@ def decode(data: bytes) -> tuple[Optimizer, dict[str, Tensor], dict[str, str]]:
 
 def _check_names(expected: set[str], given: set[str]) -> None:
     if missing := sorted(expected - given):
-        raise ValueError(f"the weights lack {', '.join(missing)}")
+        raise ValueError(f"the weights lack {_listed(missing)}")
     if unknown := sorted(given - expected):
-        raise ValueError(f"the weights have {', '.join(unknown)}, which the architecture has not")
+        raise ValueError(f"the weights have {_listed(unknown)}, which the architecture has not")
+
+
+def _listed(names: list[str]) -> str:
+    listed = ", ".join(name[:80] for name in names[:20])
+    return listed if len(names) <= 20 else f"{listed} and {len(names) - 20} more"
 
 
 def _weight(name: str, array: NDArray[Any], expected: Tensor) -> Tensor:

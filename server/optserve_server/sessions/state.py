@@ -26,6 +26,7 @@ from optserve_server.sessions.errors import StateMalformed, StateMismatch
 from optserve_server.sessions.plan import MAX_STEPS
 
 FORMAT = "1"
+_METADATA_BYTES = 64 << 10  # of a header without the parameters' names and shapes, generously
 _DTYPES = {"F32": "<f4", "I64": "<i8"}
 _OF_ARRAYS = ("tensors.", "session.")
 
@@ -67,13 +68,20 @@ def decode(awake: Awake, data: bytes) -> None:
         StateMismatch: it is the state of another optimizer version or of other parameters.
         StateTooLarge: there is no room for the state's θ.
     """
-    state = _parse(data)
+    state = _parse(data, longest_header(awake))
     _require_match(awake, state)
     theta = None if state.theta is None else _paged(awake, state.theta)
     awake.hold_theta(theta)
     awake.arena.write(awake.pages, state.hidden_state)
     arrays = {name: torch.from_numpy(state.arrays[entry].copy()) for name, entry in _entries(awake).items()}
     awake.go_on_from(state.step, state.clocks, arrays)
+
+
+def longest_header(awake: Awake) -> int:
+    """How many bytes the header of a state of this session can have at most."""
+    # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
+    described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in awake.layout.parameters)
+    return described + len(json.dumps(awake.array_layout.columns)) + _METADATA_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +115,9 @@ def _entries(awake: Awake) -> dict[str, str]:
     return {name: (of_tensors if name in columns else of_session) + name for name in awake.array_layout.sizes}
 
 
-def _parse(data: bytes) -> _State:
+def _parse(data: bytes, longest_header: int) -> _State:
     try:
-        places, metadata = tensors.index(data)
+        places, metadata = tensors.index(data, longest_header)
     except ValueError as error:
         raise StateMalformed(f"The body is no session's state: {error}.") from error
     if metadata.get("format") != FORMAT:
