@@ -20,7 +20,7 @@ from optserve.tasks import AsyncTasks, Tasks
 from optserve.wire.limits import Usage
 
 TIMEOUT = 60.0
-RETRIES = 5
+RETRIES = 10  # over more than half a minute: a server that is started again is waited for
 
 
 class Client:
@@ -46,7 +46,8 @@ class Client:
             url: http://HOST:PORT, https://HOST or unix:///PATH; else OPTSERVE_URL, else http://127.0.0.1:8000.
             api_key: else OPTSERVE_API_KEY, else none.
             timeout: seconds to wait for each reply.
-            retries: how often a request that is safe to repeat is sent again, with growing pauses.
+            retries: how often a request that is safe to repeat is sent again, with growing pauses; of a server that
+                never answered at most 5 times.
 
         Raises:
             AddressInvalid: `url` is none of these.

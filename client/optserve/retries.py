@@ -15,6 +15,7 @@ from optserve.exchange import ConnectionLost, Exchange, Request, Response
 
 FIRST_DELAY = 0.25  # seconds; doubled after each try
 LONGEST_DELAY = 8.0  # seconds, of the back-off
+UNANSWERED_LIMIT = 5  # of a server that has never answered: perhaps its address is wrong, and somebody waits to hear so
 LONGEST_RETRY_AFTER = 60.0  # seconds; a server that asks for more is not waited for
 
 _NOT_FOUND = 404
@@ -23,12 +24,16 @@ _UNAVAILABLE = 503
 _PASSING = frozenset({502, 503, 504})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Retries:
-    """How often a request is sent again (`limit`), and the `url` that the error names when it was in vain."""
+    """How often a request is sent again (`limit`), and the `url` that the error names when it was in vain.
+
+    `answered`: whether the server has ever answered. Until then it is asked fewer times.
+    """
 
     limit: int
     url: str
+    answered: bool = False
 
     def send(self, request: Request) -> Exchange[Response]:
         """Send `request` until it is answered. The response may still be an error.
@@ -38,7 +43,7 @@ class Retries:
         """
         lost = False
         for tries in range(1, self.limit + 2):
-            last = tries > self.limit
+            last = tries > (self.limit if self.answered else min(self.limit, UNANSWERED_LIMIT))
             try:
                 response = yield request
             except ConnectionLost as loss:
@@ -47,6 +52,7 @@ class Retries:
                 lost = lost or loss.sent
                 delay = backoff(tries)
             else:
+                self.answered = True
                 if lost and request.method == "DELETE" and response.status == _NOT_FOUND:
                     return replace(response, status=204, content=bytearray())  # a lost try has deleted it
                 wait = _wait(request, response, tries)

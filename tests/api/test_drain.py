@@ -144,7 +144,7 @@ def test_a_loop_goes_on_with_the_server_that_takes_its_place(start_server):
         return updates
 
     def loop() -> None:
-        with Client(old.url, retries=8) as client:  # a busy machine starts a server slowly
+        with Client(old.url) as client:
             taken.append(train(client))
 
     thread = threading.Thread(target=loop)

@@ -17,9 +17,9 @@ def reply(status=200, content=b"", **headers):
     return Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, bytearray(content))
 
 
-def play(request, *events, limit=5):
+def play(request, *events, limit=5, answered=True):
     """Answer each request with the next event; the requests that were sent, and how it ended."""
-    operation = Retries(limit, "http://server").send(request)
+    operation = Retries(limit, "http://server", answered).send(request)
     sent = [next(operation)]
     for event in events:
         try:
@@ -69,6 +69,23 @@ def test_the_pauses_grow_with_jitter_up_to_a_limit(monkeypatch):
     sent, _ = play(GET, *[LOST] * 8, reply(), limit=10)
     assert [one.delay for one in sent] == [0, 0.25, 0.5, 1, 2, 4, 8, 8, 8]
     assert spans == [(0.5, 1.0)] * 8
+
+
+def test_a_server_that_never_answered_is_not_waited_for_long():
+    sent, error = play(GET, *[REFUSED] * 6, limit=10, answered=False)
+    assert len(sent) == 6
+    assert isinstance(error, ConnectionFailed)
+
+
+def test_a_server_that_has_answered_is_waited_for_while_it_is_started_again():
+    retried = Retries(10, "http://server")
+    first = retried.send(GET)
+    next(first)
+    with pytest.raises(StopIteration):
+        first.send(reply())
+    later = retried.send(GET)
+    next(later)
+    assert sum(later.throw(REFUSED).delay for _ in range(10)) > 20  # seconds
 
 
 def test_retry_after_is_waited_for():
