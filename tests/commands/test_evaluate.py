@@ -93,6 +93,7 @@ def test_a_suite_of_ones_own_has_comparisons_pictures_and_a_document(
         rows = [line.split() for line in compared.splitlines() if line.split()[:1] == [baseline]]
         assert [row[1] for row in rows] == ["all", "4", "8"]
         assert rows[0][-2] == "8"  # tasks at each number of steps
+    assert "at the edge of their grid" not in result.stdout
     with Image.open(overview) as drawn:
         assert drawn.size[0] > 1000
     assert curves.read_bytes().startswith(b"<?xml")

@@ -26,6 +26,8 @@ def tables(result: EvaluationResult) -> Iterator[Table]:
     if baselines:
         for name in learned:
             yield _compared(result, name)
+    if len(result.tasks) > _MANY and any(map(at_edge, result.curves)):
+        yield _edges(result)
     yield _ranking(result)
 
 
@@ -150,6 +152,21 @@ def compared(one: Comparison) -> list[str]:
 
 def _ratio(ratio: float) -> str:
     return f"{ratio:.3f}"
+
+
+def _edges(result: EvaluationResult) -> Table:
+    table = Table(
+        title="Best learning rates at the edge of their grid: a better one may lie beyond",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    for column in ("task", "steps", "baseline", "rate", "tried"):
+        table.add_column(column, justify="left" if column in ("task", "baseline") else "right")
+    for one in filter(at_edge, result.curves):
+        task = result.tasks[one.task]
+        rate = f"{one.learning_rate:.3g}"
+        table.add_row(task.label, f"{task.steps:,}", one.optimizer, rate, str(len(one.learning_rates)))
+    return table
 
 
 def _ranking(result: EvaluationResult) -> Table:
