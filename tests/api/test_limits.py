@@ -1,5 +1,6 @@
 """What a key may use at most, and what it has used."""
 
+import asyncio
 import socket
 import time
 from contextlib import contextmanager
@@ -7,11 +8,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 import optserve
 from optserve import errors
 from optserve_server.api import accounts
-from optserve_server.api.accounts import Bucket
+from optserve_server.api.accounts import Accounts, Bucket
+from optserve_server.registry import usage
+from optserve_server.registry.database import Database
+from optserve_server.registry.usage import Counts
 from optserve_server.settings import Settings
 
 ONE = {"w": (1,)}
@@ -235,6 +240,26 @@ def test_what_a_key_has_used_is_counted_and_outlives_the_server(serving, tmp_pat
             again.api_keys.usage("gracce")
         again.close()
     admin.close()
+
+
+def test_what_is_used_is_written_once_though_the_database_was_away(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'late.db'}")
+    kept = Accounts(database)
+    kept.of("ada").requests += 3
+
+    async def write():
+        with pytest.raises(SQLAlchemyError):
+            await kept.write()
+        database.upgrade()
+        for _ in range(2):
+            await kept.write()
+
+    asyncio.run(write())
+    kept.of("ada").requests += 1
+    with database.session() as db_session:
+        assert usage.get(db_session, "ada") == Counts(requests=3)
+    assert kept.of("ada").unwritten() == Counts(requests=1)
+    database.close()
 
 
 @pytest.mark.parametrize(
