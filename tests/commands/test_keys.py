@@ -67,7 +67,8 @@ def test_what_is_done_to_keys_is_on_record(run, tmp_path):
         revoked, made = audit.list_entries(db_session, limit=9)
     database.close()
     assert (made.actor, made.address) == (getpass.getuser(), "command line")
-    assert (made.action, made.details["name"], made.outcome) == ("create_api_key", "ci", "done")
+    assert (made.action, made.target, made.outcome) == ("create_api_key", "ci", "done")
+    assert made.details == {"name": "ci", "scope": "client"}
     assert (revoked.action, revoked.target) == ("revoke_api_key", "ci")
 
 

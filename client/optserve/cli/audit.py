@@ -24,11 +24,11 @@ def audit(
         print_json(entries)
         return
     print_table(
-        ("at", "actor", "address", "action", "target", "outcome", "details"),
+        ("at", "actor", "address", "what", "outcome"),
         (
-            (one.at[:19].replace("T", " "), one.actor, one.address, one.action, one.target, one.outcome, details)
+            (one.at[:19].replace("T", " "), one.actor, one.address, f"{one.action} {one.target}{details}", one.outcome)
             for one in entries
-            for details in ["" if one.details is None else jsons.dumps(one.details, ensure_ascii=False)]
+            for details in ["" if one.details is None else f" {jsons.dumps(one.details, ensure_ascii=False)}"]
         ),
-        unbroken=("at",),
+        unbroken=("at", "address", "outcome"),
     )

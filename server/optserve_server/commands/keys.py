@@ -54,7 +54,8 @@ def create(
     from optserve_server.registry import api_keys
 
     limits = Limits(max_sessions, max_coordinates, max_bytes_in_flight, max_requests_per_second, max_runs)
-    details = {"name": name, "scope": scope, "expires_in_days": expires_in, "limits": dataclasses.asdict(limits)}
+    details = {"name": name, "scope": scope, "expires_in_days": expires_in, "limits": _given(limits) or None}
+    details = {name: value for name, value in details.items() if value is not None}
     with (
         _written_down("create_api_key", name, details),
         _transaction(database_url, data_dir, create=True) as db_session,
@@ -108,9 +109,12 @@ def revoke(
         typer.echo("That was the last key: a server that only this machine reaches is open again to everybody on it.")
 
 
+def _given(limits: "Limits") -> dict[str, float]:
+    return {name: value for name, value in dataclasses.asdict(limits).items() if value is not None}
+
+
 def _own(limits: "Limits") -> str:
-    given = dataclasses.asdict(limits).items()
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in given if value is not None)
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in _given(limits).items())
 
 
 @contextmanager
