@@ -1,6 +1,6 @@
 """Run every benchmark: `python -m benchmarks`."""
 
-from benchmarks import authorisation, durability, imports, metatraining, steps
+from benchmarks import authorisation, durability, evolution, imports, metatraining, steps
 
-for benchmark in (imports, steps, durability, authorisation, metatraining):
+for benchmark in (imports, steps, durability, authorisation, metatraining, evolution):
     benchmark.main()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optserve_server.metatraining import estimators, recipes
+from optserve_server.metatraining import estimators, particles, recipes
 from optserve_server.metatraining.distribution import reparametrise
 from optserve_server.metatraining.estimators import MetaGradient, Window
 from optserve_server.metatraining.imitation import Teacher
@@ -26,8 +26,10 @@ ESTIMATORS = [{"second_order": True}, {"second_order": False}, {"estimator": "es
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the kernel, which is for CPUs alone."""
+    """Without the kernels, which are for CPUs alone."""
     monkeypatch.setattr(steppers, "_fits_kernel", lambda *_: False)
+    for module in (steppers, particles):
+        monkeypatch.setattr(module, "fits_hierarchy", lambda *_: False)
 
 
 class Waits(TorchDispatchMode):

@@ -52,6 +52,12 @@ def measured_bytes(recipe: dict[str, Any]) -> int:
             "unroll": {"steps": 2, "truncation": 1},
             "gradient": {"estimator": "nres", "pairs": 5},
         },
+        {
+            "architecture": {"kind": "hierarchical"},
+            "tasks": [{"family": "digits-mlp", "parameters": {"batch_size": 8}}],
+            "unroll": {"steps": 2, "truncation": 1},
+            "gradient": {"estimator": "nres", "pairs": 50},
+        },
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(changes: dict[str, Any]) -> None:

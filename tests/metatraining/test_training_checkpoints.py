@@ -36,6 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"gradient": {"estimator": "es", "pairs": 2}},
     {"gradient": {"estimator": "pes"}},
     {"gradient": {"estimator": "nres"}},
+    {"architecture": {"kind": "hierarchical"}, "gradient": {"estimator": "nres"}},
     {"unroll": {"steps": 4, "truncation": 2, "trajectories": 3}, "gradient": {"estimator": "pes"}},
     {"meta_loss": {"kind": "log", "relative": True, "weights": {"first": 0, "last": 1}}},
     {"imitation": {"outer_steps": 6}},

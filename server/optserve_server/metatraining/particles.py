@@ -10,6 +10,7 @@ from torch import Tensor
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
+from optserve_server.optimizers.fused_hierarchy import HierarchicalStepper, fits_hierarchy
 from optserve_server.optimizers.steppers import ModuleStepper, Step, Stepper
 from optserve_server.tasks.base import Batch, Theta, vectorized
 
@@ -58,6 +59,8 @@ class ParticleGroup(Group):
 
     def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
         """What steps the optimizer through the next window; `phi` is `[particles·tasks, …]`."""
+        if fits_hierarchy(optimizer, phi, self.state):
+            return HierarchicalStepper(phi, self.state)
         return ModuleStepper(step_each(optimizer.step), phi, self.state)
 
     def gather(self, particle: int) -> None:

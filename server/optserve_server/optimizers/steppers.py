@@ -1,7 +1,8 @@
 """Steppers: an optimizer stepped through one window of an unroll, so that its updates are functions of φ.
 
 Where ∂∇_t/∂φ is dropped, the updates of a recurrent optimizer depend on φ through the kernel's sums alone, and the
-kernel has their derivative: float32, on the CPU. Everything else goes through the optimizer's module and autograd.
+kernel has their derivative: float32, on the CPU. Where no graph is wanted `hierarchical` has a kernel too. Everything
+else goes through the optimizer's module and autograd.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from optserve_server.optimizers.base import HiddenState, Observations, Optimizer
 from optserve_server.optimizers.compiled import compiled
 from optserve_server.optimizers.cores import torch_on_one_core
 from optserve_server.optimizers.fused import BLOCK, FUSED, SEGMENT, RecurrentKernel, corrections_of, corrects
+from optserve_server.optimizers.fused_hierarchy import HierarchicalStepper, fits_hierarchy
 
 Step = Callable[[Phi, Observations, HiddenState], tuple[Updates, HiddenState]]
 """`Optimizer.step`, or what works alike."""
@@ -50,6 +52,8 @@ def stepper(optimizer: Optimizer, phi: Phi, state: HiddenState, steps: int, *, s
     """
     if not second_order and _fits_kernel(optimizer, phi, state.coordinates):
         return FusedStepper(optimizer, phi, state, steps)
+    if fits_hierarchy(optimizer, phi, state):
+        return HierarchicalStepper(phi, state)
     return ModuleStepper(optimizer.step, phi, state)
 
 

@@ -1,4 +1,4 @@
-"""How the kernels are compiled: without the interpreter's lock, and kept on disk until one of their files changes."""
+"""How the kernels are compiled: without the interpreter's lock, and kept on disk until one of their sources changes."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -17,8 +17,9 @@ intrinsic: Any = numba.extending.intrinsic
 """Decorator of what is written in LLVM's terms; its first argument, Numba's own, is not one of the caller's."""
 compiled = njit(**_OPTIONS)
 """Decorator of what kernels call."""
-inlined = njit(**_OPTIONS)
-"""Decorator of small expressions that kernels are made of."""
+inlined = njit(**_OPTIONS, forceinline=True)
+"""Decorator of small expressions that kernels are made of, and of what is handed many arrays: a call counts references
+to each, which takes longer than the sums over a small tensor."""
 
 
 def kernel(function: Callable[..., None]) -> Any:
@@ -29,10 +30,11 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 class _Cache(FunctionCache):
-    """Numba's cache of machine code, with the text of all these files in the key."""
+    """Numba's cache of machine code, with the text of all their sources in the key."""
 
     def _index_key(self, *arguments):
         return (*super()._index_key(*arguments), _FINGERPRINT)
 
 
-_FINGERPRINT = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))  # the optimizers too, for kernels have their constants
+_FINGERPRINT = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()

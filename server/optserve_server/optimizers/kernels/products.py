@@ -13,7 +13,17 @@ from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
 from optserve_server.optimizers.kernels.compiling import intrinsic
-from optserve_server.optimizers.kernels.vectors import CONTRACTED, FLOAT, LANES, VECTOR, address, full, int64, pointer
+from optserve_server.optimizers.kernels.vectors import (
+    CONTRACTED,
+    FLOAT,
+    LANES,
+    VECTOR,
+    address,
+    full,
+    int64,
+    pointer,
+    sum_of_lanes,
+)
 
 BLOCK = 64
 """Coordinates that are worked on at once; the rows of all operands are so long."""
@@ -104,13 +114,8 @@ def outer_tile(_, left, row, right, column, output):
             for c in range(COLUMNS):
                 offset = builder.add(builder.mul(strides[0], int64(r)), int64(4 * c))
                 place = builder.bitcast(pointer(builder, target, offset), FLOAT.as_pointer())
-                builder.store(builder.fadd(builder.load(place), _sum(builder, sums[r * COLUMNS + c])), place)
+                total = builder.load(sums[r * COLUMNS + c])
+                builder.store(builder.fadd(builder.load(place), sum_of_lanes(builder, total)), place)
         return context.get_dummy_value()
 
     return signature, code
-
-
-def _sum(builder, place):
-    function_type = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(function, [ir.Constant(FLOAT, -0.0), builder.load(place)], fastmath=("reassoc",))

@@ -186,6 +186,19 @@ def square_root(_, x):
     return vector(vector), _of_llvm("sqrt", 1)
 
 
+def sum_of_lanes(builder, value):
+    """The sum of a vector's numbers, in LLVM's terms."""
+    function_type = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(function, [ir.Constant(FLOAT, -0.0), value], fastmath=("reassoc",))
+
+
+@intrinsic
+def total(_, x):
+    """The sum of x's numbers, a float32 number."""
+    return types.float32(vector), lambda _context, builder, _signature, arguments: sum_of_lanes(builder, arguments[0])
+
+
 @intrinsic
 def copy_sign(_, magnitude, sign):
     """`magnitude` with the sign of `sign`."""
