@@ -1,6 +1,6 @@
 """Run every benchmark: `python -m benchmarks`."""
 
-from benchmarks import authorisation, durability, evolution, imports, metatraining, steps
+from benchmarks import authorisation, durability, evolution, imports, metatraining, steps, waking
 
-for benchmark in (imports, steps, durability, authorisation, metatraining, evolution):
+for benchmark in (imports, steps, durability, waking, authorisation, metatraining, evolution):
     benchmark.main()

@@ -18,7 +18,7 @@ from optserve.wire import tensors
 from optserve_server.optimizers import build, weights
 
 OCTETS, SAFETENSORS, JSON = "application/octet-stream", "application/x-safetensors", "application/json"
-STEPS = 35  # one more than a snapshot's interval, and some
+STEPS = 66  # two more than a snapshot's interval
 
 # What creates each session, and how its gradients travel.
 KINDS = {
@@ -56,7 +56,7 @@ def take(loop, kind, step):
     media_type, query = KINDS[kind][1], {}
     if "betas" in kind and step == 20:
         assert loop.http.patch(loop.path, json={"hyperparameters": {"betas": [0.5, 0.9]}}).status_code == 200
-    if "parameters" in kind and step in (0, 33):
+    if kind.startswith("adamw") and step in (0, 60):
         theta = np.arange(loop.coordinates, dtype="<f4").tobytes()
         headers = {"Content-Type": OCTETS}
         assert loop.http.put(f"{loop.path}/parameters", content=theta, headers=headers).status_code == 204

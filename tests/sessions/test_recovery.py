@@ -206,7 +206,7 @@ def test_a_step_that_fails_is_taken_back(run, monkeypatch):
 def test_old_journals_go_and_what_can_be_gone_back_to_stays(run):
     async def test(store):
         session = await new_session(store, "sgd", PARAMETERS)
-        for number in range(8 * SNAPSHOT_STEPS):
+        for number in range(6 * SNAPSHOT_STEPS):
             await take(store, session, number)
             await store.renewing.close()
             oldest = Lineage(store.directory.place(session.id)).chain()[-1].first_step

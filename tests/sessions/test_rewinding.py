@@ -24,7 +24,7 @@ from optserve_server.sessions.storage.lineage import Lineage, journal_path, snap
 from optserve_server.sessions.storage.verification import verify
 from optserve_server.sessions.store import SessionStore
 
-SNAPSHOT_STEPS = 5  # rather than 32: many generations in few steps
+SNAPSHOT_STEPS = 5  # rather than 64: many generations in few steps
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from optserve_server.sessions.storage.lineage import Lineage
 from optserve_server.sessions.storage.records import Body, Kind, Record
 from optserve_server.sessions.storage.snapshots import Snapshot
 
-SNAPSHOT_STEPS = 32
-"""So many steps after a snapshot of a small session another one is due."""
+SNAPSHOT_STEPS = 64
+"""So many steps after a snapshot of a small session another one is due; of a large one half as many, at least."""
 
-REPLAY_SECONDS = 0.005
+REPLAY_SECONDS = 0.006
 """Or, after an eighth of those steps, as soon as replaying them takes so long: most of what waking a session takes.
 A thousand sessions are then awake again within five seconds on two cores."""
 
@@ -44,7 +44,7 @@ class SessionLog:
         if awake.is_small:
             dear = awake.replay_seconds >= REPLAY_SECONDS and self._steps >= SNAPSHOT_STEPS // 8
             return dear or self._steps >= SNAPSHOT_STEPS
-        return self._steps >= SNAPSHOT_STEPS and self._steps * awake.step_bytes >= awake.state_bytes
+        return self._steps >= SNAPSHOT_STEPS // 2 and self._steps * awake.step_bytes >= awake.state_bytes
 
     def step(self, awake: Awake, gradients: StepGradients) -> Record:
         """The record of the step that comes next."""

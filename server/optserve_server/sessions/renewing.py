@@ -22,6 +22,7 @@ RETAINED_STEPS = 50
 """At least so many steps back a session can go."""
 
 
+_MOST_GENERATIONS = 3  # before it is looked whether some can go
 _SMALL_AT_ONCE, _LARGE_AT_ONCE = 8, 1  # snapshots that are copied and written; a copy is not counted as memory
 
 
@@ -74,7 +75,7 @@ async def _renew(turns: Turns, session: Session) -> None:
     path, snapshot = begun
     await turns.waking.do(lambda: snapshots.write(path, snapshot))
     async with session.turn:
-        if session.log is not None:
+        if session.log is not None and len(session.log.lineage.numbers) > _MOST_GENERATIONS:
             lineage, oldest = session.log.lineage, session.next_step - RETAINED_STEPS
             await turns.waking.do(lambda: lineage.prune(oldest))
 

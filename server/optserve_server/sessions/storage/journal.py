@@ -132,8 +132,8 @@ class Journal:
             if error.errno != errno.EINVAL:
                 raise
             # Direct writes are not for this file system, or end at a limit that is not a multiple of a block.
-            os.close(self._file)
-            self._file = os.open(self.path, os.O_WRONLY)
+            direct, self._file = self._file, os.open(self.path, os.O_WRONLY)
+            os.close(direct)
             written = os.pwritev(self._file, parts, self.position)
         if written < size:  # a disk that gets full says so first by writing less
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
