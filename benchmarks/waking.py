@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.measuring import Figure, write
 
 COORDINATES, SESSIONS, CLIENTS, LIMIT_SECONDS = 1_500, 1_000, 20, 5.0
-STEPS = 15  # after which all sessions have as much to replay as is left to any: the next steps make a snapshot
+STEPS = 18  # after which all sessions have about as much to replay as there can be: then a snapshot is made
 
 
 class Connection:

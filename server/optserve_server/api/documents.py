@@ -7,7 +7,17 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from optserve.wire import API_PREFIX, HEADER_SERVER_TIMING, HEADER_STEP, problems
+from optserve.wire import (
+    API_PREFIX,
+    APPROXIMATE,
+    HEADER_DURABILITY,
+    HEADER_RESUMED,
+    HEADER_SERVER_TIMING,
+    HEADER_STEP,
+    RELAXED,
+    SYNCED,
+    problems,
+)
 from optserve.wire.api_keys import CLIENT
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
 from optserve.wire.problems import ProblemType
@@ -112,8 +122,16 @@ _STEP_REPLY = {
     "headers": {
         HEADER_STEP: {"description": "The step taken", "schema": {"type": "integer"}},
         HEADER_SERVER_TIMING: {
-            "description": "Milliseconds in the queue and of computation",
+            "description": "Milliseconds in the queue; of computation and in the journal, side by side",
             "schema": {"type": "string"},
+        },
+        HEADER_DURABILITY: {
+            "description": "Whether the step was synced to the disk before the reply, or only written",
+            "schema": {"type": "string", "enum": [SYNCED, RELAXED]},
+        },
+        HEADER_RESUMED: {
+            "description": "There once, where the steps before were replayed with other bits than they had",
+            "schema": {"type": "string", "enum": [APPROXIMATE]},
         },
     },
     "content": {
