@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import tracemalloc
 
 import pytest
 from tests.sessions.conftest import VERSIONS, gradients, new_session
@@ -9,6 +10,7 @@ from tests.sessions.conftest import VERSIONS, gradients, new_session
 from optserve_server.sessions.awake import INLINE_COORDINATES
 from optserve_server.sessions.changing import put_parameters, update
 from optserve_server.sessions.errors import SessionExpired, SessionNotFound
+from optserve_server.sessions.layout import lay_out
 from optserve_server.sessions.stepping import StepRequest, take_step
 from optserve_server.sessions.steps import Numbers
 
@@ -117,5 +119,25 @@ def test_a_session_in_use_does_not_expire(run):
             await asyncio.sleep(0.002)
             await store.sweep()
             assert await store.get(session.id, {session.owner}) is session
+
+    run(test)
+
+
+def test_names_count_as_memory():
+    """A parameter of one number may have a name of a kilobyte."""
+    names = [f"{number} {'é🦆' * 128}"[:256] for number in range(2000)]
+    tracemalloc.start()
+    layout = lay_out([(name[:-1] + name[-1], [1] * 32) for name in names], 10_000)  # copies of the names
+    assert len(layout.names) == len(layout.complete.parameters) == 2000
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < layout.own_bytes < 3 * used
+
+
+def test_memory_for_names_is_taken_from_the_sessions(run):
+    async def test(store):
+        before = store.memory.used
+        await new_session(store, parameters=[(str(number), (1,)) for number in range(5000)])
+        assert store.memory.used - before > 5000 * 300
 
     run(test)

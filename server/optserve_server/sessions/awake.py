@@ -74,9 +74,9 @@ class Awake:
         self._memory = memory
         self._vector_bytes = layout.pages * PAGE * FLOAT_BYTES
         self.array_layout = ArrayLayout(optimizer, layout)
-        # What `last` keeps, the history, the arrays, and what a step takes.
+        # What `last` keeps, the history, the arrays, what a step takes, and the names.
         of_arrays = self.array_layout.bytes + self.array_layout.scratch_bytes
-        self._own_bytes = 2 * self._vector_bytes + HISTORY_BYTES + of_arrays
+        self._own_bytes = 2 * self._vector_bytes + HISTORY_BYTES + of_arrays + layout.own_bytes
         with memory.reserved(self._own_bytes):
             self.pages = arena.allocate(layout.pages)
         self.arrays = self.array_layout.initial()

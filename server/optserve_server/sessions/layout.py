@@ -1,6 +1,7 @@
 """How the parameters θ of an optimizee lie in pages: all of them in declared order, one coordinate after another."""
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from optserve_server.sessions.errors import GradientsInvalid, RequestInvalid
 MAX_PARAMETERS = 10_000
 MAX_DIMENSIONS = 32
 MAX_NAME_CHARACTERS = 256
+
+_SLOT_BYTES, _DIMENSION_BYTES = 320, 40  # of a parameter, beside its name; of one of its dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class Layout:
     def coordinates(self) -> int:
         """How many numbers θ has."""
         return self.parameters[-1].stop
+
+    @cached_property
+    def own_bytes(self) -> int:
+        """The memory that the parameters' names and shapes take, about."""
+        return sum(_SLOT_BYTES + sys.getsizeof(one.name) + _DIMENSION_BYTES * len(one.shape) for one in self.parameters)
 
     @cached_property
     def pages(self) -> int:
