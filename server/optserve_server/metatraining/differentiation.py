@@ -8,6 +8,7 @@ same order, so that no bit changes. On a GPU they are captured as a CUDA graph b
 
 import copy
 from collections import Counter
+from itertools import pairwise
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def _trace(evaluate: Evaluation, tensors: list[Tensor]) -> Evaluation:
     _drop_idle_views(traced.graph)
     _fold_constants(traced)
     _drop_idle_products(traced)
+    _join_slices(traced.graph)
     _call_directly(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -150,6 +152,36 @@ def _drop_idle_products(traced: Any) -> None:
         if idle is not None and _form(idle.meta["val"]) == _form(node.meta["val"]):
             node.replace_all_uses_with(idle)
             graph.erase_node(node)
+
+
+def _join_slices(graph: Any) -> None:
+    """∇_t is put together from its parts at once: it was a sum of whole ∇_t, each of one tensor and 0 elsewhere."""
+    aten = torch.ops.aten
+    for node in reversed(list(graph.nodes)):
+        parts = _slices(node)
+        if len(parts) < 2:
+            continue
+        parts.sort(key=lambda part: part.args[3])
+        _, sizes, dim, *_ = parts[0].args
+        bounds = [0, *(part.args[4] for part in parts)]
+        whole = [(sizes, dim, start, stop, 1) for start, stop in pairwise(bounds)]
+        if [part.args[1:] for part in parts] == whole and bounds[-1] == sizes[dim]:
+            with graph.inserting_before(node):
+                joined = graph.call_function(aten.cat.default, ([part.args[0] for part in parts], dim))
+                # The sums would have made 0 of −0.
+                node.replace_all_uses_with(graph.call_function(aten.add.Scalar, (joined, 0)))
+            graph.eliminate_dead_code()
+
+
+def _slices(node: Any) -> list[Any]:
+    """The slices that a node is the sum of; none where it is something else."""
+    aten = torch.ops.aten
+    if node.target == aten.slice_backward.default:
+        return [node]
+    if node.target != aten.add.Tensor or len(node.args) != 2 or node.kwargs:
+        return []
+    left, right = (_slices(term) if isinstance(term, torch.fx.Node) else [] for term in node.args)
+    return left + right if left and right else []
 
 
 def _call_directly(graph: Any) -> None:
