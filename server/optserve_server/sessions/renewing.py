@@ -73,7 +73,7 @@ async def _renew(turns: Turns, session: Session) -> None:
     if begun is None:
         return
     path, snapshot = begun
-    await turns.waking.do(lambda: snapshots.write(path, snapshot))
+    await turns.waking.do(lambda: snapshots.write(path, snapshot, sync_name=False))
     async with session.turn:
         if session.log is not None and len(session.log.lineage.numbers) > _MOST_GENERATIONS:
             lineage, oldest = session.log.lineage, session.next_step - RETAINED_STEPS

@@ -17,8 +17,10 @@ TEMPORARY = ".writing"
 """Ends the names of files that are not whole yet."""
 
 
-def write_whole(path: Path, parts: Iterable[Any]) -> None:
+def write_whole(path: Path, parts: Iterable[Any], *, sync_name: bool = True) -> None:
     """Write a file that is there whole or not at all, whatever happens meanwhile; it is synced before the return.
+
+    Without `sync_name` a power cut may take it as long as its directory is not synced, and then as a whole.
 
     Raises:
         OSError: it cannot be written; what stood at `path` stands there still.
@@ -34,7 +36,8 @@ def write_whole(path: Path, parts: Iterable[Any]) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if sync_name:
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -131,7 +131,7 @@ class Lineage:
         if isinstance(snapshot, Path):
             os.link(snapshot, path)
         elif snapshot is not None:
-            snapshots.write(path, snapshot)
+            snapshots.write(path, snapshot, sync_name=False)  # the journal's beginning syncs both names
         journal = Journal.begin(journal_path(self.place, number), replace(generation, number=number))
         self.numbers.append(number)
         return journal
@@ -149,12 +149,12 @@ class Lineage:
             if generation.first_step <= oldest_step and self._has_snapshot(generation.number):
                 break
         numbers = {generation.number for generation in kept}
+        sync_directory(self.place)  # the snapshot that makes the rest superfluous is there before that goes
         # The youngest first: what is cut off in between leaves no generation whose parent is gone before it.
         for number in [number for number in reversed(self.numbers) if number not in numbers]:
             journal_path(self.place, number).unlink(missing_ok=True)
             snapshot_path(self.place, number).unlink(missing_ok=True)
             self.numbers.remove(number)
-        sync_directory(self.place)
         return kept[-1].first_step
 
     def _has_snapshot(self, number: int) -> bool:

@@ -29,8 +29,8 @@ class Snapshot:
     sections: Mapping[str, Any]
 
 
-def write(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot; it is synced before the return.
+def write(path: Path, snapshot: Snapshot, *, sync_name: bool = True) -> None:
+    """Write a snapshot; it is synced before the return, but without `sync_name` its name is not yet.
 
     Raises:
         OSError: it cannot be written; what stood at `path` stands there still.
@@ -43,7 +43,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
         "fields": snapshot.fields,
         "sections": [[name, len(octets), checksum(octets)] for name, octets in sections.items()],
     }
-    write_whole(path, [headers.pack(_MAGIC, fields), *sections.values()])
+    write_whole(path, [headers.pack(_MAGIC, fields), *sections.values()], sync_name=sync_name)
 
 
 def read(path: Path) -> Snapshot:
