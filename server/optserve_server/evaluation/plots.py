@@ -75,7 +75,7 @@ def overview(result: EvaluationResult, file: Path) -> None:
             axes.set_xlabel(f"{steps:,} steps: final loss / that of {reference}")
             axes.grid(axis="y", alpha=0.3)
             axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        panels[0].set_yticks(range(len(labels)), [textwrap.shorten(one, 64) for one in labels], fontsize=7)
+        panels[0].set_yticks(range(len(labels)), [textwrap.fill(one, 60) for one in labels], fontsize=6)
         panels[0].invert_yaxis()
 
 
