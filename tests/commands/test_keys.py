@@ -58,6 +58,29 @@ def test_a_key_is_made_listed_and_revoked(run):
         assert digest(key) not in text
 
 
+def test_each_command_says_which_database_it_used(run, tmp_path):
+    database = f"sqlite:///{tmp_path / 'optserve-data' / 'optserve.db'}"
+    told = [
+        run(*arguments).stderr.splitlines()[0]
+        for arguments in (
+            ("create", "--scope", "client", "--name", "ci"),
+            ("create", "--scope", "client", "--name", "cd", "--json"),
+            ("list",),
+            ("revoke", "ci"),
+        )
+    ]
+    assert told == [f"made a new database at {database}", *[f"in {database}"] * 3]
+
+
+def test_a_database_is_named_without_its_password():
+    for url in ("postgresql://ada:s3cret@db/optserve", "postgresql://ada@db/optserve?password=s3cret"):
+        database = Database(url)
+        assert "ada" in database.shown
+        assert "db/optserve" in database.shown
+        assert "s3cret" not in database.shown
+        database.close()
+
+
 def test_what_is_done_to_keys_is_on_record(run, tmp_path):
     ok(run("create", "--scope", "client", "--name", "ci"))
     ok(run("revoke", "ci"))
@@ -95,13 +118,15 @@ def test_a_key_is_given_limits_of_its_own(run):
         (("create", "--scope", "admin", "--name", "ada", "--expires-in", "0"), "cannot expire in 0 days"),
         (("create", "--scope", "client", "--name", "ci", "--max-runs", "-1"), "runs cannot be -1"),
         (("list", "--data-dir", "elsewhere"), "there is no database"),
+        (("create", "--scope", "client", "--name", "ci", "--data-dir", __file__), f"exists: {__file__!r}"),
     ],
 )
 def test_errors_are_one_line_and_change_nothing(run, tmp_path, arguments, words):
     ok(run("create", "--scope", "client", "--name", "grace"))
     result = run(*arguments)
     assert (result.code, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
+    *where, line = result.stderr.splitlines()
     assert words in line
+    assert where in ([], [f"in sqlite:///{tmp_path / 'optserve-data' / 'optserve.db'}"])
     assert len(json.loads(ok(run("list", "--json")))) == 1
     assert not (tmp_path / "elsewhere").exists()

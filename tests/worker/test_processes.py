@@ -43,6 +43,16 @@ def test_a_database_that_is_none_is_one_line(optserve_command: str, tmp_path: Pa
     assert line.startswith("error: the database cannot be opened")
 
 
+def test_a_directory_without_a_database_is_refused(optserve_command: str, tmp_path: Path) -> None:
+    command = [optserve_command, "worker", "--data-dir", "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert f"no database at sqlite:///{tmp_path / 'nowhere' / 'optserve.db'}" in line
+    assert "Name the server's directory with --data-dir" in line
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_gpu_that_is_not_there_is_named(optserve_command: str, tmp_path: Path) -> None:
     words = [optserve_command, "worker", "--device", "cuda"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from optserve_server.settings import Settings
 
 DatabaseUrl = Annotated[str | None, typer.Option(help="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where an SQLite file is if no URL is given.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="The server's directory: its SQLite file is used if no URL is given.")
+]
 
 
 def settings_from(**options: Any) -> "Settings":
@@ -72,6 +74,7 @@ def require_schema(database: "Database") -> None:
         typer.Exit: none has; one line on stderr says so.
     """
     if database.current() is None:
-        where = database.url.render_as_string(hide_password=True)
-        typer.secho(f"error: there is no database at {where} yet; is it the one the server uses?", err=True, fg="red")
+        mend = "Name the server's " + ("directory with --data-dir" if database.is_sqlite else "--database-url")
+        message = f"there is no database at {database.shown} yet; is it the one the server uses? {mend}"
+        typer.secho(f"error: {message}", err=True, fg="red")
         raise typer.Exit(1)

@@ -132,13 +132,15 @@ def _written_down(action: str, target: str, details: dict[str, Any] | None = Non
 
 @contextmanager
 def _transaction(database_url: str | None, data_dir: Path | None, *, create: bool = False) -> Iterator["Session"]:
-    """A transaction on the migrated database; what the registry refuses is one line on stderr."""
+    """A transaction on the migrated database, which is named on stderr; what the registry refuses is one more line."""
     from optserve_server.registry.errors import RegistryError
 
     with opened_database(settings_from(database_url=database_url, data_dir=data_dir)) as database:
         if not create:
             require_schema(database)
+        is_new = database.current() is None
         database.upgrade()
+        typer.echo(f"made a new database at {database.shown}" if is_new else f"in {database.shown}", err=True)
         try:
             with database.session(write=True) as db_session:
                 yield db_session

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, settings_from
+from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, require_schema, settings_from
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    import torch
 
     from optserve_server.registry.database import Database
     from optserve_server.settings import Settings
@@ -42,25 +44,32 @@ def worker(
     if stop_with_parent:
         threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
     settings = settings_from(database_url=database_url, data_dir=data_dir, device=device, threads=threads)
+    found = _device(settings)
     with opened_database(settings) as database:
+        if database.is_sqlite:  # in a new file it would wait for ever for work that a server queues elsewhere
+            require_schema(database)
         database.upgrade()
-        _work(database, settings, stop)
+        _work(database, settings, found, stop)
 
 
-def _work(database: "Database", settings: "Settings", stop: threading.Event) -> None:
+def _device(settings: "Settings") -> "torch.device":
+    from optserve_server.worker.devices import find_device
+
+    try:
+        return find_device(settings.device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
+def _work(database: "Database", settings: "Settings", device: "torch.device", stop: threading.Event) -> None:
     import torch
 
     from optserve_server import logs
-    from optserve_server.worker.devices import find_device
     from optserve_server.worker.worker import Worker
 
-    try:
-        found = find_device(settings.device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from error
     logs.configure()
     torch.set_num_threads(settings.threads)
-    Worker(database, found, stop, _NICENESS).work()
+    Worker(database, device, stop, _NICENESS).work()
 
 
 def _stop_at_signals(stop: threading.Event) -> None:

@@ -60,6 +60,11 @@ class Database:
         self._engine = open_engine(self.url, patience)
         self._writing = self._engine.execution_options(optserve_write=True)
 
+    @property
+    def shown(self) -> str:
+        """The URL as people may see it: without a password."""
+        return self.url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[Session]:
         """One transaction: committed at the end of the block, rolled back where the block raises.
@@ -138,7 +143,7 @@ def _reasons() -> Iterator[None]:
         yield
     except CommandError as error:
         raise DatabaseUnusable(f"it was migrated by a newer optserve; install that ({error})") from error
-    except (SQLAlchemyError, sqlite3.Error) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise DatabaseUnusable(reason(error)) from error
 
 
