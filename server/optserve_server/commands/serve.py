@@ -1,5 +1,6 @@
 """`optserve serve`: the server."""
 
+import gc
 import resource
 import signal
 import socket
@@ -210,9 +211,16 @@ def _server(
     return DrainingServer(
         config,
         app.state.drain,
-        when_started=lambda: _greet(settings, listening),
+        when_started=lambda: _begin(settings, listening),
         when_told_to_stop=supervisor.stop,
     )
+
+
+def _begin(settings: "Settings", listening: socket.socket) -> None:
+    # What is there now stays. Looked through for garbage again and again, it held the event loop up for 0.1 s each time.
+    gc.collect()
+    gc.freeze()
+    _greet(settings, listening)
 
 
 def _greet(settings: "Settings", listening: socket.socket) -> None:
