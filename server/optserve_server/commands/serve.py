@@ -217,7 +217,7 @@ def _server(
 
 
 def _begin(settings: "Settings", listening: socket.socket) -> None:
-    # What is there now stays. Looked through for garbage again and again, it held the event loop up for 0.1 s each time.
+    # What is there now stays. Each time it was looked through for garbage it held the event loop up for 0.1 s.
     gc.collect()
     gc.freeze()
     _greet(settings, listening)

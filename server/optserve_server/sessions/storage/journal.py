@@ -18,6 +18,7 @@ from optserve_server.sessions.storage import headers
 from optserve_server.sessions.storage.errors import Damaged
 from optserve_server.sessions.storage.files import BLOCK, write_whole
 from optserve_server.sessions.storage.records import Record, RecordReader, encode
+from optserve_server.sessions.storage.writing import Append
 
 FORMAT = 1
 
@@ -138,6 +139,11 @@ class Journal:
         if written < size:  # a disk that gets full says so first by writing less
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return size
+
+    def ordered(self, record: Record) -> Append:
+        """A record, of a journal whose alignment is 1, as the bytes to append; it counts once it is accepted."""
+        (octets,) = encode(record, self._sequence, self.generation.nonce, self.generation.alignment)
+        return Append(self._file, bytes(octets), self.position)
 
     def sync(self) -> None:
         """Let all that is written survive a power cut."""
