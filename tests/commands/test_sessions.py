@@ -51,8 +51,12 @@ def test_sound_sessions(run, journal):
     assert int(row[5]) > journal.stat().st_size
     assert row[6] == "sound"
     assert result.stdout.rstrip().endswith("0 of 1 sessions are damaged")
-    (told,) = json.loads(run("verify", SESSION, "--data-dir", "data", "--json").stdout)
-    assert (told["session"], told["next_step"], told["damage"]) == (SESSION, 2, [])
+    for given in (SESSION, SESSION[:2]):
+        (told,) = json.loads(run("verify", given, "--data-dir", "data", "--json").stdout)
+        assert (told["session"], told["next_step"], told["damage"]) == (SESSION, 2, [])
+    (journal.parent.parent / (SESSION[:2] + "0")).mkdir()
+    assert "2 sessions at data/sessions begin with '5e'" in run("verify", SESSION[:2], "--data-dir", "data").stderr
+    assert "an SQLite file" not in run("verify", "--help").stdout
 
 
 def test_damage_is_told_with_what_to_do_and_exit_code_1(run, journal):

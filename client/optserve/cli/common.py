@@ -13,6 +13,10 @@ import typer
 if TYPE_CHECKING:
     from optserve.client import Client
 
+_WIDTH_ELSEWHERE = 200  # of tables that are not for a terminal, which would break the lines
+_FOLDED_WIDTH = 12  # of a folded column, at least
+_GAP = 2  # between two columns
+
 RETRIES = 1  # a person is waiting, and can try again
 
 Url = Annotated[
@@ -41,19 +45,54 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, unbroken: Collection[str] = frozenset()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    unbroken: Collection[str] = frozenset(),
+    dispensable: Sequence[str] = (),
 ) -> None:
-    """Print a table; None is an empty cell. Where it is too wide, only columns that are not `unbroken` are folded."""
+    """Print a table; None is an empty cell.
+
+    Where it is too wide for the terminal, the `dispensable` columns go, one by one; what is not `unbroken` is folded.
+    A terminal that is narrower still breaks the lines itself: what is unbroken is always printed in one piece.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    texts = [columns, *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    needed = [(column[0], _least_width(column, column[0] in unbroken)) for column in zip(*texts, strict=True)]
+    console = Console()
+    width = console.width if console.is_terminal else _WIDTH_ELSEWHERE
+    left_out = _left_out(needed, width, dispensable) if console.is_terminal else []
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in unbroken)
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console().print(table)
+    for name, least in needed:
+        if name not in left_out:
+            table.add_column(name, overflow="fold", no_wrap=name in unbroken, min_width=least)
+    for row in texts[1:]:
+        table.add_row(*(Text(cell) for name, cell in zip(columns, row, strict=True) if name not in left_out))
+    Console(width=max(width, _total(needed, left_out))).print(table)
+    if left_out:
+        typer.echo(f"(for want of room without: {', '.join(left_out)}; --json prints all)", err=True)
+
+
+def _least_width(texts: Iterable[str], is_unbroken: bool) -> int:
+    from rich.cells import cell_len
+
+    widest = max(cell_len(line) for text in texts for line in text.split("\n"))
+    return widest if is_unbroken else min(widest, _FOLDED_WIDTH)
+
+
+def _left_out(needed: Sequence[tuple[str, int]], width: int, dispensable: Sequence[str]) -> Sequence[str]:
+    """The columns that have to go, of those that may, in their order."""
+    for count in range(len(dispensable)):
+        if _total(needed, dispensable[:count]) <= width:
+            return dispensable[:count]
+    return dispensable
+
+
+def _total(needed: Sequence[tuple[str, int]], left_out: Sequence[str]) -> int:
+    return sum(least + _GAP for name, least in needed if name not in left_out) - _GAP
 
 
 def short(number: object) -> str | None:

@@ -36,6 +36,7 @@ def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
             (one.name + (" *" if one.default else ""), one.kind, one.latest, one.champion, one.description)
             for one in found
         ),
+        unbroken=("name", "kind", "latest", "champion"),
     )
 
 

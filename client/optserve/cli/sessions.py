@@ -30,4 +30,4 @@ def list_(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
         )
         for one in found
     )
-    print_table(columns, rows, unbroken={*columns} - {"id", "label"})
+    print_table(columns, rows, unbroken={*columns} - {"label"}, dispensable=("coordinates", "expires", "created"))

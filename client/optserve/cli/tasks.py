@@ -18,4 +18,5 @@ def tasks(url: Url = None, api_key: ApiKey = None, json: AsJson = False) -> None
     print_table(
         ("family", "parameters", "description"),
         ((one.family, ", ".join(one.parameters_schema.get("properties", {})), one.description) for one in families),
+        unbroken=("family",),
     )

@@ -81,13 +81,16 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None, as_json: A
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(one) for one in found]))
         return
+    columns = ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked", "limits")
     print_table(
-        ("id", "name", "scope", "begins", "made", "expires", "last used", "revoked", "limits"),
+        columns,
         (
             (one.id, one.name, one.scope, one.prefix, *map(minute, moments), _own(one.limits))
             for one in found
             for moments in [(one.created_at, one.expires_at, one.last_used_at, one.revoked_at)]
         ),
+        unbroken={*columns} - {"name", "limits"},
+        dispensable=("made", "limits", "last used"),
     )
 
 

@@ -11,7 +11,7 @@ import typer
 
 from optserve.cli import sessions as client_commands
 from optserve.cli.common import AsJson, fail, print_table
-from optserve_server.commands.common import DatabaseUrl, DataDir, opened_database, require_schema, settings_from
+from optserve_server.commands.common import DatabaseUrl, opened_database, require_schema, settings_from
 
 if TYPE_CHECKING:
     from optserve_server.registry.database import Database
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 app = typer.Typer(name="sessions", no_args_is_help=True, help=client_commands.HELP)
 app.command("list")(client_commands.list_)
 
-SessionIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]…", help="Which sessions.  [default: all]")]
+SessionIds = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID]…", help="Which sessions; of an id the first characters do.  [default: all]"),
+]
+SessionsDataDir = Annotated[
+    Path | None, typer.Option(help="The server's directory, or a copy of it.  [default: optserve-data]")
+]
 
 
 @app.command()
@@ -29,7 +35,7 @@ def verify(
         bool, typer.Option("--replay", help="Compute every step again too, and compare it with every snapshot.")
     ] = False,
     database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
+    data_dir: SessionsDataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every checksum of what a server keeps of its sessions; exit code 1 if anything is damaged.
@@ -78,17 +84,25 @@ def _replayed(place: Path, database: "Database") -> dict[str, Any]:
 
 
 def _chosen(directory: Path, session_ids: Sequence[str] | None) -> Sequence[str]:
-    from optserve_server.naming import nearest, shown
     from optserve_server.sessions.storage.directory import session_names
 
     try:
         known = session_names(directory)
     except FileNotFoundError:
         raise fail(f"there are no sessions at {directory}; name the server's directory with --data-dir") from None
-    for session in session_ids or ():
-        if session not in known:
-            raise fail(f"there is no session {shown(session)}{nearest(session, known)} at {directory}")
-    return session_ids or known
+    return [_meant(session, known, directory) for session in session_ids] if session_ids else known
+
+
+def _meant(session: str, known: Sequence[str], directory: Path) -> str:
+    """The session of this id, or the only one whose id begins so."""
+    from optserve_server.naming import nearest, shown
+
+    found = [session] if session in known else [one for one in known if one.startswith(session)]
+    if len(found) > 1:
+        raise fail(f"the ids of {len(found)} sessions at {directory} begin with {shown(session)}; give more of it")
+    if not found:
+        raise fail(f"there is no session {shown(session)}{nearest(session, known)} at {directory}")
+    return found[0]
 
 
 def _print(verified: Sequence[dict[str, Any]]) -> None:
@@ -105,7 +119,8 @@ def _print(verified: Sequence[dict[str, Any]]) -> None:
     print_table(
         (*columns, ""),
         ((*(one.get(key) for key in columns.values()), _judgement(one)) for one in verified),
-        unbroken={*columns, ""} - {"id"},
+        unbroken={*columns, ""},
+        dispensable=("generations", "checkpoints"),
     )
     damaged = [one for one in verified if one["damage"]]
     for one in damaged:
