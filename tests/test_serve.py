@@ -37,8 +37,11 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
     assert "revision" in ready["checks"]["database"]
     assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
     assert httpx.get(f"{server.url}/docs").status_code == 200
+    assert {stat.S_IMODE(place.stat().st_mode) for place in (server.data_dir, server.data_dir / "sessions")} == {0o700}
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=20) == 0
+    log = (server.data_dir.parent / "stderr").read_text()
+    assert log.index('"event": "draining"') < log.index('"event": "stopped"')
     for told in (
         f"{server.url}/docs",
         "default optimizer  rnnprop",
@@ -46,6 +49,17 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
         str(server.data_dir),
     ):
         assert told in server.banner
+
+
+def test_a_default_optimizer_that_is_none_and_a_directory_that_is_none_are_named(run, tmp_path):
+    result = run("serve", "--port", "0", "--workers", "0", "--default-optimizer", "rnprop")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--default-optimizer" in result.stderr
+    assert "did you mean 'rnnprop'" in result.stderr
+    (tmp_path / "file").touch()
+    result = run("serve", "--port", "0", "--data-dir", "file")
+    assert result.returncode == 2
+    assert "--data-dir: file cannot be the server's directory: it is a file" in result.stderr
 
 
 def test_a_port_in_use_is_one_clear_line(server, run):

@@ -38,7 +38,7 @@ the same recipe and seed, on other code, also won on quadratics and on 20 and 40
 after 200.
 
 How optimizers are compared is told in [evaluations.md](evaluations.md). It favours the baselines: each gets the best of
-at least seven learning rates on the very tasks that it is measured on, for the very number of steps.
+at least nine learning rates on the very tasks that it is measured on, for the very number of steps.
 
 What differs from the paper: the digits are scikit-learn's 1,797 images of 8 × 8 instead of MNIST's, 1,000 of them to
 meta-train on and 797 to be tried on; meta-training is far shorter; NAG has PyTorch's form and a momentum of 0.9, and

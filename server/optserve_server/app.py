@@ -151,7 +151,6 @@ def _watch(store: SessionStore, drain: Drain, bodies: BodyMemory) -> None:
 
 
 def _open_database(settings: Settings) -> Database:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database, patience=DATABASE_PATIENCE_SECONDS)
     database.upgrade()
     register_bundled(database)

@@ -32,6 +32,7 @@ def test_sessions_of_other_keys_do_not_exist(client, others):
         assert session.id not in [one.id for one in other.sessions.list()]
         with pytest.raises(errors.SessionNotFound) as told:
             other.sessions.get(session.id)
+        assert "another key's" in str(told.value)
         with pytest.raises(errors.SessionNotFound) as of_none:
             other.sessions.get("0" * 32)
         assert told.value.detail == of_none.value.detail.replace("0" * 32, session.id)

@@ -49,6 +49,8 @@ def test_a_key_is_made_listed_and_revoked(run):
     last = ok(run("revoke", "2"))
     assert "'grace'" in last
     assert "last key" in last
+    assert "'grace' is revoked already" in run("revoke", "grace").stderr
+    assert "is revoked already" in ok(run("revoke", "2"))
     assert all(one["revoked_at"] for one in json.loads(ok(run("list", "--json"))))
     table = ok(run("list"))
     for word in ("ada", "grace", "revoked", listed[0]["expires_at"][:10]):

@@ -4,9 +4,12 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+import structlog
 import uvicorn
 
 from optserve_server.api.traffic import Drain
+
+log = structlog.get_logger(__name__)
 
 DRAIN_SECONDS = 3.0
 """For the requests in hand. With the second below, and those in which the rooms close, a server is gone in ten."""
@@ -49,6 +52,8 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for what is in hand; then close connections, listening sockets and the application."""
+        # Not in the signal's handler, which may have interrupted another line of the log.
+        log.info("draining", in_hand=len(self._drain.in_hand), at_most_seconds=DRAIN_SECONDS)
         if not self.force_exit:
             await self._drain.wait(DRAIN_SECONDS)
         await super().shutdown(sockets)

@@ -105,9 +105,10 @@ def revoke(
 
     with _written_down("revoke_api_key", key), _transaction(database_url, data_dir) as db_session:
         row = api_keys.get_key(db_session, key)
+        already = " already" if row.revoked_at else ""
         api_keys.revoke_key(db_session, row)
         others = api_keys.has_keys(db_session)
-    typer.echo(f"the {row.scope} key {row.name!r} ({row.prefix}…) is revoked")
+    typer.echo(f"the {row.scope} key {row.name!r} ({row.prefix}…) is revoked{already}")
     if not others:
         typer.echo("That was the last key: a server that only this machine reaches is open again to everybody on it.")
 

@@ -81,7 +81,9 @@ def serve(
     _allow_many_files()
     listening = _listen(settings)
     logs.configure()
+    _make_data_dir(settings)
     app = _app(settings)
+    _require_default_optimizer(settings, app)
     with _supervisor(settings) as supervisor:
         server = _server(app, settings, listening, supervisor)
         server.run(sockets=[listening])
@@ -165,6 +167,28 @@ def _listen_at_path(path: Path) -> socket.socket:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(str(path)) == 0
+
+
+def _make_data_dir(settings: "Settings") -> None:
+    place = settings.data_dir
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file; name a directory" if place.is_file() else error.strerror
+        raise typer.BadParameter(
+            f"{place} cannot be the server's directory: {reason}", param_hint="--data-dir"
+        ) from error
+
+
+def _require_default_optimizer(settings: "Settings", app: "FastAPI") -> None:
+    from optserve_server.registry import optimizers
+    from optserve_server.registry.errors import RegistryError
+
+    try:
+        with app.state.database.session() as db_session:
+            optimizers.resolve(db_session, settings.default_optimizer)
+    except RegistryError as error:
+        raise typer.BadParameter(str(error), param_hint="--default-optimizer") from error
 
 
 def _app(settings: "Settings") -> "FastAPI":

@@ -99,8 +99,9 @@ def get_key(db_session: Session, id_or_name: str) -> ApiKey:
     """
     found = _find(db_session, id_or_name)
     if found is None:
-        known = db_session.scalars(select(ApiKey.name).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.id)).all()
-        raise ApiKeyNotFound(id_or_name, known)
+        named = db_session.execute(select(ApiKey.name, ApiKey.revoked_at).order_by(ApiKey.id)).all()
+        known = [name for name, revoked_at in named if revoked_at is None]
+        raise ApiKeyNotFound(id_or_name, known, was_revoked=any(name == id_or_name for name, _ in named))
     return found
 
 

@@ -99,7 +99,7 @@ class Database:
     def create_file(self) -> None:
         """Make the SQLite file where there is none yet; nothing else does, so that one that is lost is missed."""
         if self.is_sqlite:
-            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+            Path(str(self.url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             Path(str(self.url.database)).touch()
 
     def current(self) -> str | None:

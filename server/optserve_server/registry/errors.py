@@ -87,10 +87,11 @@ class ApiKeyNotFound(NotFound):
 
     problem = problems.API_KEY_NOT_FOUND
 
-    def __init__(self, id_or_name: str, known: Sequence[str]) -> None:
+    def __init__(self, id_or_name: str, known: Sequence[str], *, was_revoked: bool) -> None:
+        gone = f"The API key {shown(id_or_name)} is revoked already."
+        unknown = f"There is no API key {shown(id_or_name)}{nearest(id_or_name, known)}."
         super().__init__(
-            f"There is no API key {shown(id_or_name)}{nearest(id_or_name, known)}. "
-            "`optserve keys list` and GET /v1/api-keys list all of them."
+            f"{gone if was_revoked else unknown} `optserve keys list` and GET /v1/api-keys list all of them."
         )
 
 

@@ -50,8 +50,8 @@ class SessionNotFound(SessionError):
 
     def __init__(self, session_id: str) -> None:
         super().__init__(
-            f"There is no session {shown(session_id)}: it was deleted, or another server holds it. "
-            "Create one with POST /v1/sessions and, if you kept its state, PUT the state into it."
+            f"There is no session {shown(session_id)}: it was deleted, or another server holds it, or it is "
+            "another key's. Create one with POST /v1/sessions and, if you kept its state, PUT the state into it."
         )
 
 

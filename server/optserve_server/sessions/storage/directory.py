@@ -33,7 +33,7 @@ class SessionDirectory:
             OSError: it cannot be written to.
         """
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ class SessionDirectory:
             OSError: it cannot be written; then nothing of it is there.
         """
         place = self.path / (session + _CREATED)
-        place.mkdir()
+        place.mkdir(mode=0o700)
         try:
             write_whole(place / _DESCRIPTION, [_sealed(description)])
             if snapshot is not None:
