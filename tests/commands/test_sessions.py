@@ -67,7 +67,7 @@ def test_damage_is_told_with_what_to_do_and_exit_code_1(run, journal):
     assert result.code == 1
     assert "DAMAGED" in result.stdout
     assert f"{SESSION}/00000001.journal: at byte " in result.stdout
-    assert f'go back to that step or an earlier one: POST /v1/sessions/{SESSION}/restore {{"step": 1}}' in result.stdout
+    assert f'go back to step 1 or an earlier one: POST /v1/sessions/{SESSION}/restore {{"step": 1}}' in result.stdout
     assert "1 of 1 sessions is damaged" in result.stdout
     printed = run("verify", "--data-dir", "data", "--json")
     assert printed.code == 1

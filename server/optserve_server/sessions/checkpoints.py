@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optserve_server.sessions import state
 from optserve_server.sessions.awake import Awake
-from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid, SessionDamaged
+from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid, session_damaged
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
 from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.errors import Damaged
@@ -76,7 +76,7 @@ def kept(place: Path, session: str) -> list[Checkpoint]:
     try:
         found = [_checkpoint(snapshots.read_fields(path)) for path in (place / _DIRECTORY).glob(f"*{_ENDING}")]
     except Damaged as damage:
-        raise SessionDamaged(session, damage) from damage
+        raise session_damaged(session, damage) from damage
     return sorted(found, key=lambda checkpoint: checkpoint.name)
 
 

@@ -25,10 +25,14 @@ SessionError
 import errno
 from typing import Any, ClassVar
 
+import structlog
+
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
 from optserve_server.naming import nearest, shown
 from optserve_server.sessions.storage.errors import Damaged
+
+log = structlog.get_logger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -149,14 +153,19 @@ class SessionDamaged(SessionError):
 
     problem = problems.SESSION_DAMAGED
 
-    def __init__(self, session_id: str, damage: Damaged) -> None:
-        reason = f"The files of session {session_id} are damaged ({damage.path.name}: {damage.reason})"
-        if damage.step is None:
-            super().__init__(f"{reason}. Other sessions are not touched by this.")
-        else:
-            super().__init__(
-                f'{reason}. POST …/restore {{"step": {damage.step}}} goes back to before that.', step=damage.step
+    def __init__(self, session_id: str, damage: Damaged, advice: str = "") -> None:
+        """`advice`: what can be done, where that is not to go back to before the damage."""
+        self.damage = damage
+        fields = {} if damage.step is None else {"step": damage.step}
+        if not advice and damage.step is not None:
+            advice = f'POST …/restore {{"step": {damage.step}}} goes back to before that.'
+        elif not advice:
+            advice = (
+                "What is left: restore a checkpoint that is sound, or PUT a state that was kept elsewhere into a new "
+                "session. `optserve sessions verify` says of each file what can be done."
             )
+        reason = f"The files of session {session_id} are damaged ({damage.path.name}: {damage.reason})"
+        super().__init__(f"{reason}. {advice}", **fields)
 
 
 class VersionMissing(SessionError):
@@ -228,6 +237,12 @@ class ParametersNeeded(Invalid):
     """The optimizer cannot step without θ."""
 
     problem = problems.PARAMETERS_NEEDED
+
+
+def session_damaged(session_id: str, damage: Damaged) -> SessionDamaged:
+    """What to raise where a session is refused because of damage, which the server's log is told of."""
+    log.warning("a session is damaged", session=session_id, file=damage.path.name, reason=damage.reason)
+    return SessionDamaged(session_id, damage)
 
 
 def storage_error(error: OSError) -> Exception:

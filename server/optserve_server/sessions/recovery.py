@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import structlog
+
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.description import Settings
 from optserve_server.sessions.log import SessionLog
@@ -13,6 +15,8 @@ from optserve_server.sessions.storage.errors import Damaged
 from optserve_server.sessions.storage.journal import Journal, reading
 from optserve_server.sessions.storage.lineage import Leg, Lineage, Route, journal_path
 from optserve_server.sessions.storage.records import Kind, Record, RecordReader
+
+log = structlog.get_logger(__name__)
 
 
 def recover(session: str, place: Path, awake: Awake, settings: Settings) -> SessionLog:
@@ -27,36 +31,56 @@ def recover(session: str, place: Path, awake: Awake, settings: Settings) -> Sess
         OSError: a file cannot be read or written.
     """
     lineage = Lineage(place)
-    route = lineage.route()
-    reader = replay(awake, place, route)
+    route, reader = replay(awake, lineage)
     generation = route.legs[-1].generation
     journal = Journal.behind(journal_path(place, generation.number), generation, reader)
-    log = SessionLog(session, lineage, journal, replayed=awake.next_step - route.legs[0].generation.first_step)
+    kept = SessionLog(session, lineage, journal, replayed=awake.next_step - route.legs[0].generation.first_step)
     if awake.is_approximate:
-        log.start_anew(awake, settings, parent=generation.number)
-    return log
+        kept.start_anew(awake, settings, parent=generation.number)
+    return kept
 
 
-def replay(awake: Awake, place: Path, route: Route) -> RecordReader:
-    """Take an awake part, at h_0, the way to a state; the reader, at its end, of the last journal on that way.
+def replay(awake: Awake, lineage: Lineage, step: int | None = None) -> tuple[Route, RecordReader]:
+    """Take an awake part, at h_0, to the state before `step`, or to the present.
 
-    What is damaged is in nobody's way who only wants to come as far as that.
+    What is damaged is in nobody's way who only wants to come as far as that. A snapshot that is damaged only makes the
+    way longer, as long as the journals before it are there.
+
+    Returns:
+        The way, and the reader, at its end, of the last journal on it.
 
     Raises:
+        StepNotRetained: the step is not on the way to the present any more.
         Damaged: a file is not what was written.
         StateTooLarge: there is no room for θ.
         OSError: a file cannot be read.
     """
-    if route.snapshot is not None:
-        put_snapshot(awake, snapshots.read(route.snapshot))
+    route = _begin(awake, lineage, step)
     began, awake.is_approximate, is_untold = awake.next_step, False, awake.is_approximate
     *before, last = route.legs
     for leg in before:
-        replay_leg(awake, journal_path(place, leg.generation.number), leg)
-    reader = replay_leg(awake, journal_path(place, last.generation.number), last, destination=last.until)
+        replay_leg(awake, journal_path(lineage.place, leg.generation.number), leg)
+    reader = replay_leg(awake, journal_path(lineage.place, last.generation.number), last, destination=last.until)
     if is_untold and awake.next_step == began:  # the reply to a step would have told it
         awake.is_approximate = True
-    return reader
+    return route, reader
+
+
+def _begin(awake: Awake, lineage: Lineage, step: int | None) -> Route:
+    """Put the nearest snapshot that can be read; the way that begins with it."""
+    while True:
+        route = lineage.route(step)
+        if route.snapshot is None:
+            return route
+        try:
+            snapshot = snapshots.read(route.snapshot)
+        except Damaged as damage:
+            told = {"session": lineage.place.name, "file": damage.path.name, "reason": damage.reason}
+            log.warning("a damaged snapshot is passed over", **told)
+            lineage.do_without(route, damage)
+            continue
+        put_snapshot(awake, snapshot)
+        return route
 
 
 def replay_leg(awake: Awake, path: Path, leg: Leg, destination: int | None = None) -> RecordReader:

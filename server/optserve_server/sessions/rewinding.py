@@ -1,12 +1,14 @@
 """Going back: to a step that is still retained, or to a checkpoint. What was steps or damage after it is given up."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from optserve_server.sessions import checkpoints
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.description import Settings
-from optserve_server.sessions.errors import SessionDamaged, StepNotRetained
+from optserve_server.sessions.errors import SessionDamaged, StepNotRetained, session_damaged
 from optserve_server.sessions.log import SessionLog, begin_anew, generation_of
 from optserve_server.sessions.recovery import replay
 from optserve_server.sessions.session import Session
@@ -35,7 +37,8 @@ async def rewind(turns: Turns, session: Session, step: int) -> None:
 
     async def act() -> None:
         await _require_retained(turns, session, step)
-        await _go_back(turns, session, partial(_find_step, step))
+        async with _advising(turns, session, step):
+            await _go_back(turns, session, partial(_find_step, step))
 
     await turns.act_asleep(session, act)
 
@@ -70,14 +73,15 @@ async def copy_at(turns: Turns, session: Session, step: int | None, name: str) -
     place = turns.waking.place(session)
 
     async def act() -> tuple[Generation, Snapshot]:
-        at = session.next_step if step is None else step
-        await _require_retained(turns, session, at)
-
         def work(awake: Awake) -> tuple[Generation, Snapshot]:
-            replay(awake, place, Lineage(place).route(at))
+            replay(awake, Lineage(place), step)
             return generation_of(name, awake, session.settings, parent=None), take_snapshot(name, awake)
 
-        return await turns.waking.beside(session, work)
+        if step is None:
+            return await turns.waking.beside(session, work)
+        await _require_retained(turns, session, step)
+        async with _advising(turns, session, step):
+            return await turns.waking.beside(session, work)
 
     return await turns.act_asleep(session, act)
 
@@ -90,12 +94,34 @@ async def _require_retained(turns: Turns, session: Session, step: int) -> None:
         SessionDamaged: they cannot be read.
     """
     try:
-        chain = await turns.waking.do(Lineage(turns.waking.place(session)).chain)
+        chain, damage = await turns.waking.do(Lineage(turns.waking.place(session)).standing)
+        if damage is not None and damage.step is not None and step > damage.step:
+            raise damage
     except Damaged as damage:
-        raise SessionDamaged(session.id, damage) from damage
+        raise session_damaged(session.id, damage) from damage
     oldest = chain[-1].first_step
     if not oldest <= step <= session.next_step:
         raise StepNotRetained(step, oldest, session.next_step)
+
+
+@asynccontextmanager
+async def _advising(turns: Turns, session: Session, step: int) -> AsyncIterator[None]:
+    """Where only steps before a snapshot are lost, to go back to before them would give up more than that."""
+    try:
+        yield
+    except SessionDamaged as error:
+        first = error.damage.step
+        try:
+            after = await turns.waking.do(partial(Lineage(turns.waking.place(session)).snapshot_after, step))
+        except Damaged:
+            raise error from None
+        if first is None or after is None:
+            raise
+        advice = (
+            f"The session goes on, but it cannot go back to step {step}, nor be forked there: take step {first} or an "
+            f"earlier one, or step {after} or a later one."
+        )
+        raise SessionDamaged(session.id, error.damage, advice) from error
 
 
 async def _go_back(turns: Turns, session: Session, find: FindState) -> None:
@@ -105,8 +131,7 @@ async def _go_back(turns: Turns, session: Session, find: FindState) -> None:
 
 
 def _find_step(step: int, session: str, place: Path, awake: Awake, settings: Settings) -> SessionLog:
-    route = Lineage(place).route(step)
-    replay(awake, place, route)
+    route, _ = replay(awake, Lineage(place), step)
     return begin_anew(session, place, awake, settings, parent=route.legs[-1].generation.number)
 
 

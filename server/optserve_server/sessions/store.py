@@ -16,7 +16,7 @@ import structlog
 
 from optserve_server.sessions import creating
 from optserve_server.sessions.description import Description, VersionReference
-from optserve_server.sessions.errors import SessionDamaged, SessionError, SessionExpired, SessionNotFound
+from optserve_server.sessions.errors import SessionError, SessionExpired, SessionNotFound, session_damaged
 from optserve_server.sessions.holdings import NO_LIMITS, Allowance, Holdings
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.layout import Layout
@@ -172,7 +172,7 @@ class SessionStore:
             del self._unread[session_id], self._reading[session_id]
 
     def _refuse(self, session_id: str, damage: Damaged) -> None:
-        log.warning("a session is damaged", session=session_id, reason=str(damage))
+        log.warning("a session is damaged", session=session_id, file=damage.path.name, reason=damage.reason)
         self._damaged[session_id] = damage
 
     def _enter(self, session: Session) -> None:
@@ -297,7 +297,7 @@ class SessionStore:
         session = self._sessions.get(session_id)
         if session is None:
             if session_id in self._damaged:
-                raise SessionDamaged(session_id, self._damaged[session_id])
+                raise session_damaged(session_id, self._damaged[session_id])
             owner, expired_at = self._tombstones.get(session_id, (None, ""))
             if owner in owners:
                 raise SessionExpired(session_id, expired_at)

@@ -1,7 +1,8 @@
 """What can be said of a session that sleeps, without awaking it."""
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optserve_server.sessions.description import Description, Settings
@@ -46,16 +47,30 @@ def summarise(place: Path) -> Summary:
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(place, f"its description cannot be used: {error}") from error
     plan = description.plan
-    settings = Settings(plan.hyperparameters, plan.label, plan.ttl_seconds)
-    next_step, moment = 0, description.created_at.timestamp()
     try:
-        with reading(journal_path(place, Lineage(place).newest)) as (generation, reader):
-            settings = Settings(**generation.settings)
-            next_step, moment = generation.first_step, generation.moment
+        lineage = Lineage(place)
+        try:
+            return _tell(description, journal_path(place, lineage.newest))
+        except Damaged:  # of its header
+            chain, damage = lineage.standing()
+            told = _tell(description, journal_path(place, chain[0].number))
+            return told if damage is None or damage.step is None else replace(told, next_step=damage.step)
+    except Damaged:  # whoever wakes it is told
+        settings = Settings(plan.hyperparameters, plan.label, plan.ttl_seconds)
+        return Summary(description, settings, 0, description.created_at.timestamp())
+
+
+def _tell(description: Description, path: Path) -> Summary:
+    """What a journal tells, as far as its records can be read.
+
+    Raises:
+        Damaged: its header is not what was written.
+    """
+    with reading(path) as (generation, reader):
+        settings, moment = Settings(**generation.settings), generation.moment
+        with suppress(Damaged):  # whoever wakes it is told
             for heading in reader.headings():
-                next_step, moment = reader.next_step, heading.moment
+                moment = heading.moment
                 if heading.kind == Kind.CHANGE:
                     settings = settings.changed(heading.extras)
-    except Damaged:
-        pass  # whoever wakes it is told
-    return Summary(description, settings, next_step, moment)
+        return Summary(description, settings, reader.next_step, moment)

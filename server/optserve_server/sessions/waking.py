@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.description import Description, Settings, VersionReference
-from optserve_server.sessions.errors import SessionDamaged, StateTooLarge, storage_error
+from optserve_server.sessions.errors import StateTooLarge, session_damaged, storage_error
 from optserve_server.sessions.log import SessionLog
 from optserve_server.sessions.pages import Arena, StateMemory
 from optserve_server.sessions.plan import ServedVersion, configured
@@ -116,7 +116,7 @@ class Waking:
         try:
             return await asyncio.get_running_loop().run_in_executor(self.threads, work)
         except Damaged as damage:
-            raise SessionDamaged(session.id, damage) from damage
+            raise session_damaged(session.id, damage) from damage
         except OSError as error:
             raise storage_error(error) from error
 

@@ -101,7 +101,7 @@ BODY = 4096 + 72  # where the first record's body is
         ("00000003.journal", BODY, "before step 20 is read", "nothing is lost"),
         ("00000003.journal", 20, "header", "nothing is lost"),
         ("00000004.journal", BODY, "before step 15 is read", f'{SESSION}/restore {{"step": 15}}'),
-        ("00000004.journal", 20, "header", "restore a checkpoint"),
+        ("00000004.journal", 20, "header", 'restore {"step": 25}'),
         ("00000002.snapshot", 4097, "section 'state'", "remove the file: the journals"),
         ("checkpoints/aa.snapshot", 4097, "section 'state'", "save it again"),
     ],
@@ -112,6 +112,23 @@ def test_what_to_do_is_said(place: Path, name: str, position: int, word: str, me
     assert damage.file == name
     assert word in damage.reason
     assert mend in damage.mend
+
+
+def test_where_the_newest_header_is_damaged_the_journals_before_are_a_way_back(place: Path) -> None:
+    snapshots.write(snapshot_path(place, 4), state(15))  # as whoever goes back writes it: it tells where 4 began
+    flip(place / "00000004.journal", 20)
+    told = found(place)
+    assert 'restore {"step": 15}' in told.damage[0].mend
+    assert told.oldest_step == 0
+
+
+def test_only_the_steps_between_the_damage_and_the_next_snapshot_are_lost(place: Path) -> None:
+    path = place / "00000001.journal"
+    for records, mend in ((1, "every step can still be gone back to"), (2, "no longer go back to step 9")):
+        position = path.stat().st_size - 100 * records + 80  # records have 100 bytes
+        flip(path, position)
+        assert found(place).damage[0].mend.endswith(mend)
+        flip(path, position)
 
 
 def test_behind_a_header_that_cannot_be_read_nothing_can_be_gone_back_to(place: Path) -> None:

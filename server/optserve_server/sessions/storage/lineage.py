@@ -6,6 +6,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +15,7 @@ from pathlib import Path
 from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.errors import Damaged, StepNotRetained
 from optserve_server.sessions.storage.files import sync_directory
-from optserve_server.sessions.storage.journal import NOTHING, Generation, Journal, read_generation
+from optserve_server.sessions.storage.journal import NOTHING, Generation, Journal, read_generation, reading
 from optserve_server.sessions.storage.snapshots import Snapshot
 
 _JOURNAL = re.compile(r"([0-9]{8,})\.journal")
@@ -51,6 +52,7 @@ class Lineage:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self._without: dict[int, Damaged] = {}  # snapshots that cannot be read, by generation
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -77,7 +79,49 @@ class Lineage:
         Raises:
             Damaged: a header is not what was written, and there is no snapshot behind it.
         """
-        chain = [read_generation(journal_path(self.place, self.newest))]
+        chain, damage = self.standing()
+        if damage is not None:
+            raise damage
+        return chain
+
+    def standing(self) -> tuple[list[Generation], Damaged | None]:
+        """The chain of the newest generation that has one; and the damage that hides younger ones, if any does.
+
+        The damage's step is the first that is lost: the steps up to it can be gone back to, which gives the rest up.
+        Without that, nobody may go on from there.
+
+        Raises:
+            Damaged: no generation has a chain.
+        """
+        damage: Damaged | None = None
+        for number in reversed(self.numbers):
+            try:
+                chain = self._chain_from(number)
+            except Damaged as found:
+                damage = damage or found
+                continue
+            if damage is not None:
+                damage = Damaged(damage.path, damage.reason, self._first_lost(chain))
+            return chain, damage
+        assert damage is not None
+        raise damage
+
+    def _first_lost(self, chain: list[Generation]) -> int:
+        """The step at which a chain ends, or at which a younger generation had gone back into it."""
+        with reading(journal_path(self.place, chain[0].number)) as (_, reader):
+            with suppress(Damaged):  # that is where it ends then
+                for _ in reader.headings():
+                    pass
+            lost = reader.next_step
+        for number in (number for number in self.numbers if number > chain[0].number and self._has_snapshot(number)):
+            with suppress(Damaged):  # it does not tell
+                began = snapshots.read_fields(snapshot_path(self.place, number)).step
+                if chain[-1].first_step <= began:
+                    lost = min(lost, began)
+        return lost
+
+    def _chain_from(self, number: int) -> list[Generation]:
+        chain = [read_generation(journal_path(self.place, number))]
         while chain[-1].parent in self.numbers:
             try:
                 chain.append(read_generation(journal_path(self.place, chain[-1].parent)))
@@ -94,10 +138,12 @@ class Lineage:
 
         Raises:
             StepNotRetained: it is not on the way to the present any more. Whether it has been reached is not checked.
-            Damaged: a header is not what was written, or a file is missing.
+            Damaged: a header or a snapshot that is needed is not what was written, or a file is missing.
         """
-        chain = self.chain()
+        chain, damage = self.standing()
         oldest = chain[-1].first_step
+        if damage is not None and (step is None or damage.step is None or step > damage.step):
+            raise damage
         if step is not None:
             if step < oldest:
                 raise StepNotRetained(step, oldest, chain[0].first_step)
@@ -112,8 +158,22 @@ class Lineage:
         if self._has_snapshot(first.number):
             return Route(snapshot_path(self.place, first.number), tuple(legs))
         if first.parent != NOTHING:
-            raise Damaged(snapshot_path(self.place, first.number), "it is missing")
+            missing = Damaged(snapshot_path(self.place, first.number), "it is missing")
+            raise self._without.get(first.number, missing)
         return Route(None, tuple(legs))
+
+    def do_without(self, route: Route, damage: Damaged) -> None:
+        """Take no more ways from the snapshot that a route begins with, which cannot be read."""
+        self._without[route.legs[0].generation.number] = damage
+
+    def snapshot_after(self, step: int) -> int | None:
+        """The first step after `step` at which there is a snapshot on the way to the present.
+
+        Raises:
+            Damaged: a header is not what was written.
+        """
+        snapshots_at = [one.first_step for one in self.chain() if self._has_snapshot(one.number)]
+        return min((at for at in snapshots_at if at > step), default=None)
 
     def begin(self, generation: Generation, snapshot: Snapshot | Path | None = None) -> Journal:
         """Begin the generation that follows the newest, whatever number it has; it is on disk before the return.
@@ -158,4 +218,4 @@ class Lineage:
         return kept[-1].first_step
 
     def _has_snapshot(self, number: int) -> bool:
-        return snapshot_path(self.place, number).exists()
+        return number not in self._without and snapshot_path(self.place, number).exists()

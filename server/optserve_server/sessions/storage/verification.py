@@ -4,7 +4,7 @@ Files are only read, so a server may be at work on them meanwhile.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,9 +161,9 @@ class _Examination:
     # --- how they fit together ----------------------------------------------------------------------------------------
 
     def _chain(self) -> list[_Journal]:
-        """The newest generation, its parent, and so on, as far as their headers can be read."""
+        """The newest generation that can be read, its parent, and so on, as far as their headers can be read."""
         chain: list[_Journal] = []
-        number = max((*self._journals, *(number for number, _ in self._broken)), default=None)
+        number = max(self._journals, default=None)
         while number in self._journals:
             chain.append(self._journals[number])
             number = chain[-1].generation.parent
@@ -189,6 +189,8 @@ class _Examination:
     def _mend(self, number: int, damaged: Damaged, chain: list[_Journal]) -> str:
         """What can be done about a journal that cannot be read to its end."""
         numbers = [journal.generation.number for journal in chain]
+        if chain and number > numbers[0]:
+            return self._way_back(damaged)
         if number not in numbers and chain and number != chain[-1].generation.parent:
             return _NOTHING_LOST
         younger = numbers[: numbers.index(number)] if number in numbers else numbers
@@ -199,11 +201,20 @@ class _Examination:
                 return f"the session goes on, but it can no longer go back to steps before {after}"
             if damaged.step >= after:
                 return _NOTHING_LOST
-            return f"the session goes on, but it can no longer go back to the steps {damaged.step + 1} to {after - 1}"
-        if damaged.step is None:
+            return _goes_on_without(damaged.step + 1, after - 1)
+        return self._way_back(damaged)
+
+    def _way_back(self, damaged: Damaged) -> str:
+        """What can be done where the present state cannot be reached."""
+        step = damaged.step
+        if step is None:
+            with suppress(Damaged, FileNotFoundError):  # then there is no way back
+                _, lost = self._lineage.standing()
+                step = None if lost is None else lost.step
+        if step is None:
             return _ANOTHER_STATE
-        body = f'{{"step": {damaged.step}}}'
-        return f"go back to that step or an earlier one: POST /v1/sessions/{self.place.name}/restore {body}"
+        body = f'{{"step": {step}}}'
+        return f"go back to step {step} or an earlier one: POST /v1/sessions/{self.place.name}/restore {body}"
 
     # --- notes --------------------------------------------------------------------------------------------------------
 
@@ -218,6 +229,13 @@ class _Examination:
 
     def _note(self, damaged: Damaged, mend: str) -> None:
         self.damage.append(Damage(str(damaged.path.relative_to(self.place)), damaged.reason, mend))
+
+
+def _goes_on_without(first: int, last: int) -> str:
+    if first > last:
+        return "the session goes on, and every step can still be gone back to"
+    steps = f"step {first}" if first == last else f"the steps {first} to {last}"
+    return f"the session goes on, but it can no longer go back to {steps}"
 
 
 def _require_step(step: int, expected: int, path: Path) -> None:
