@@ -23,6 +23,7 @@ def lines(server) -> Lines:
     """The lines of the shared server's log with this request id."""
 
     def read(request_id: str) -> list[dict[str, Any]]:
+        httpx.get(f"{server.url}/healthz")  # a line is written behind its reply, but before the next one
         text = (server.data_dir.parent / "stderr").read_text()
         return [found for line in text.splitlines() if (found := json.loads(line)).get("request_id") == request_id]
 
