@@ -21,7 +21,7 @@ ROUNDS, SECONDS = 5, 3.0
 
 def main() -> None:
     with running_server() as durable, running_server("benchmarks.peers.undurable") as peer:
-        figures = [many_clients(durable, peer, name) for name in ("adam", "rnnprop")]
+        figures = [many_clients(durable, peer, name) for name in ("adam", "rnnprop", "lstm")]
         with Client(durable) as client, Client(peer) as peer_client:
             figures += [large_step(client, peer_client, "lstm", at_most=1.15), *large_cheap_step(client, peer_client)]
     write("durability", figures)

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.measuring import Figure, write
 
 COORDINATES, SESSIONS, CLIENTS, LIMIT_SECONDS = 1_500, 1_000, 20, 5.0
-STEPS = 18  # after which all sessions have about as much to replay as there can be: then a snapshot is made
+STEPS = 11  # after which sessions have about as much to replay as there can be: then a snapshot is made
+GRADIENTS = np.random.default_rng(0).normal(size=COORDINATES).astype("<f4").tobytes()
 
 
 class Connection:
@@ -86,17 +87,16 @@ def all_at_once(port: int, work: Callable[[Connection], Awaitable[None]]) -> Non
 async def fill(connection: Connection, sessions: list[str]) -> None:
     """Create this client's sessions, and take some steps of each."""
     wanted = json.dumps({"optimizer": "lstm", "parameters": [{"name": "w", "shape": [COORDINATES]}]}).encode()
-    gradients = np.random.default_rng(0).normal(size=COORDINATES).astype("<f4").tobytes()
     for _ in range(SESSIONS // CLIENTS):
         sessions.append(session := json.loads(await connection.call("POST", "", wanted))["id"])
         for step in range(STEPS):
-            await connection.call("POST", f"/{session}/steps/{step}", gradients, "application/octet-stream")
+            await connection.call("POST", f"/{session}/steps/{step}", GRADIENTS, "application/octet-stream")
 
 
 async def wake(connection: Connection, asleep: list[str]) -> None:
-    """Ask for the digests of sessions, as long as there are some."""
+    """Go on with sessions, as long as there are some: each takes its next step."""
     while asleep:
-        await connection.call("GET", f"/{asleep.pop()}/digest")
+        await connection.call("POST", f"/{asleep.pop()}/steps/{STEPS}", GRADIENTS, "application/octet-stream")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TypeVar
 import structlog
 
 from optserve_server.optimizers import weights
+from optserve_server.optimizers.fused import FixedPhi
 from optserve_server.registry import optimizers, references
 from optserve_server.registry.database import UNREACHABLE, Database, reason
 from optserve_server.registry.errors import RegistryError
@@ -81,7 +82,7 @@ class VersionCache:
         version = self._versions.get(key)
         if version is None:
             optimizer, phi, _ = weights.decode(stored.weights)
-            version = ServedVersion(stored.name, stored.number, stored.sha256, optimizer, phi)
+            version = ServedVersion(stored.name, stored.number, stored.sha256, optimizer, FixedPhi(phi))
         self._remember(reference, key, version)
         return version
 

@@ -34,6 +34,7 @@ __all__ = [
     "FUSED",
     "KERNEL_VERSION",
     "SEGMENT",
+    "FixedPhi",
     "RecurrentKernel",
     "compile_kernels",
     "corrections_of",
@@ -83,11 +84,25 @@ def rnnprop_network(optimizer: RNNprop, phi: Phi) -> Network:
 FUSED: dict[str, Callable[[Any, Phi], Network]] = {LSTM.kind: lstm_network, RNNprop.kind: rnnprop_network}
 
 
+class FixedPhi(dict[str, Tensor]):
+    """Weights φ that never change any more: what a kernel makes of them is made once."""
+
+    def __init__(self, phi: Phi) -> None:
+        super().__init__(phi)
+        self._networks: dict[Optimizer, Network] = {}
+
+    def network(self, optimizer: Any) -> Network:
+        """The network of an optimizer with these weights."""
+        if optimizer not in self._networks:
+            self._networks[optimizer] = FUSED[optimizer.kind](optimizer, self)
+        return self._networks[optimizer]
+
+
 def step_fused(optimizer: Any, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
     """`optimizer.step` on the pages `numbers` of `arena` `[capacity, features, 256]`, in place."""
     gradients = observations.gradients.numpy()
     updates = torch.empty_like(observations.gradients)
-    network = FUSED[optimizer.kind](optimizer, phi)
+    network = phi.network(optimizer) if isinstance(phi, FixedPhi) else FUSED[optimizer.kind](optimizer, phi)
     corrections = gradients
     if corrects(optimizer):
         corrections = np.ascontiguousarray(corrections_of(optimizer, observations))

@@ -19,7 +19,7 @@ from optserve_server.sessions.storage.snapshots import Snapshot
 SNAPSHOT_STEPS = 64
 """So many steps after a snapshot of a small session another one is due; of a large one half as many, at least."""
 
-REPLAY_SECONDS = 0.005
+REPLAY_SECONDS = 0.002
 """Or, after an eighth of those steps, as soon as replaying them takes so long: most of what waking a session takes.
 A thousand sessions are then awake again within five seconds on two cores."""
 
