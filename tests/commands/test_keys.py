@@ -75,11 +75,12 @@ def test_each_command_says_which_database_it_used(run, tmp_path):
 
 
 def test_a_database_is_named_without_its_password():
-    for url in ("postgresql://ada:s3cret@db/optserve", "postgresql://ada@db/optserve?password=s3cret"):
+    hidden = "s3cret"
+    for url in (f"postgresql://ada:{hidden}@db/optserve", f"postgresql://ada@db/optserve?password={hidden}"):
         database = Database(url)
         assert "ada" in database.shown
         assert "db/optserve" in database.shown
-        assert "s3cret" not in database.shown
+        assert hidden not in database.shown
         database.close()
 
 

@@ -16,7 +16,7 @@ from optserve.wire.gradients import JSON
 from optserve_server.api.key_ring import Caller
 from optserve_server.registry import acts, audit
 from optserve_server.registry.acts import Act
-from optserve_server.registry.database import Database
+from optserve_server.registry.database import UNREACHABLE, Database, reason
 from optserve_server.registry.errors import RegistryError
 from optserve_server.sessions.errors import SessionError
 
@@ -39,6 +39,9 @@ async def audited(request: Request, caller: Caller) -> AsyncIterator[None]:
     acts.begin(act)
     try:
         yield
+    except UNREACHABLE as error:  # whoever asks has waited for the database already, and nothing has been done
+        log.warning("the audit trail misses an act", actor=act.actor, action=act.action, reason=reason(error))
+        raise
     except Exception as error:
         await _write(request.app.state.database, act, acts.REFUSED if _is_refusal(error) else acts.FAILED)
         raise
