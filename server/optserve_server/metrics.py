@@ -72,6 +72,7 @@ STATE_MEMORY = Gauge(
     "Bytes of memory that awake sessions take",
     registry=REGISTRY,
 )
+SESSION_FILES = Gauge("optserve_session_files_bytes", "Bytes on disk of all sessions", registry=REGISTRY)
 STATE_MEMORY_LIMIT = Gauge("optserve_state_memory_limit_bytes", "The most memory for hidden states", registry=REGISTRY)
 
 # --- the database: told by those who look at it -----------------------------------------------------------------------

@@ -53,6 +53,12 @@ def test_steps_and_their_coordinates_and_seconds_are_counted(gained, new_loop, g
     assert 0 < gained("optserve_step_seconds_sum", part="compute") < 4
 
 
+def test_the_files_of_sessions_are_measured(gained, new_loop, gradients):
+    loop = new_loop("adam", {"w": (1000,)})
+    loop.step(0, gradients(1000))
+    assert 2 * 4096 > gained("optserve_session_files_bytes") - 4000 > 4000  # a header, and the record of a step
+
+
 def test_a_refused_step_is_none(gained, new_loop, gradients):
     loop = new_loop("adam", {"w": (4,)})
     assert loop.post(7, gradients(4).tobytes()).status_code == 409

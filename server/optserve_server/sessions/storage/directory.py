@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class SessionDirectory:
     def sessions(self) -> list[str]:
         """The identifiers of all sessions, sorted."""
         return session_names(self.path)
+
+    def size(self) -> int:
+        """The bytes of all sessions' files; takes some ten milliseconds for a thousand sessions."""
+        return sum(_size(self.path / session) for session in self.sessions())
 
     def place(self, session: str) -> Path:
         """Where that session's files are."""
@@ -103,6 +108,15 @@ def session_names(path: Path) -> list[str]:
         FileNotFoundError: there is no such directory.
     """
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and "." not in entry.name)
+
+
+def _size(place: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(place):  # what is removed meanwhile counts for nothing
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(parent) / name).stat().st_size
+    return total
 
 
 def read_description(place: Path) -> dict[str, Any]:
