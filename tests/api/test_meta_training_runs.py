@@ -234,17 +234,17 @@ def test_what_cannot_be_watched_says_why(waiting, assert_problem) -> None:
 
 
 def test_a_run_is_cancelled_and_resumed_and_ends_as_if_it_had_not_been(runs) -> None:
-    run_id = runs.launch(250, name="resumed", checkpoints={"every": 250})
+    run_id = runs.launch(1000, name="resumed", checkpoints={"every": 1000})
     runs.wait(run_id, lambda info: info["outer_step"])
     reply = runs.post(run_id, "cancel")
     assert (reply.status_code, reply.json()["cancel_requested"]) == (202, True)
     cancelled = runs.wait(run_id)
     assert (cancelled["status"], cancelled["versions"]) == ("cancelled", [1])
-    assert cancelled["outer_step"] < 250
+    assert cancelled["outer_step"] < 1000
     assert runs.post(run_id, "cancel").json() == cancelled
     assert runs.post(run_id, "resume").json()["attempt"] == 2
     assert runs.wait(run_id)["status"] == "succeeded"
-    whole = runs.launch(250, name="resumed", checkpoints={"every": 250})
+    whole = runs.launch(1000, name="resumed", checkpoints={"every": 1000})
     runs.wait(whole)
     assert runs.curve(run_id) == runs.curve(whole)
     versions = [runs.http.get(f"/optimizers/resumed/versions/{number}").json() for number in (2, 3)]

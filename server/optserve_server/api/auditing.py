@@ -83,10 +83,10 @@ async def _details(request: Request) -> dict[str, Any] | None:
         return None
     if len(body) > MAX_DETAILS_BYTES:
         return {"bytes": len(body)}
-    members = json.loads(body)
     try:
+        members = json.loads(body)
         json.dumps(members, allow_nan=False)
-    except ValueError:  # no database holds it, and no request is valid with it
+    except (ValueError, RecursionError):  # no JSON, or none that a database holds; no request is valid with it
         return {"bytes": len(body)}
     return members if isinstance(members, dict) else None
 
