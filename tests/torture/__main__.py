@@ -38,7 +38,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=description)
     parser.add_argument("--kills", type=int, default=200, help="at least 1")
     parser.add_argument("--loops", type=int, default=len(KINDS))
-    parser.add_argument("--seconds", type=float, default=0.8, help="that a server lives at most, once it is ready")
+    parser.add_argument("--seconds", type=float, default=0.3, help="that a server lives at most, once it is ready")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of what the loops do")
     return parser.parse_args()
 
