@@ -2,32 +2,18 @@
 
 import getpass
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 
-from optserve.cli import main
 from optserve_server.registry import audit
 from optserve_server.registry.api_keys import digest
 from optserve_server.registry.database import Database
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs `optserve keys …` in an empty directory: its exit code, and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["optserve", "keys", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
-
-    return run
+def run(typed):
+    """Runs `optserve keys …`."""
+    return typed("keys", columns=200)
 
 
 def ok(result):

@@ -1,34 +1,20 @@
 """`optserve sessions verify`, as it is typed."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 from tests.sessions.storage.conftest import generation, record
 
 from optserve import Client
-from optserve.cli import main
 from optserve_server.sessions.storage.directory import SessionDirectory
 
 SESSION = "5e55"  # the one that the storage's records are of
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs `optserve sessions …` in an empty directory: its exit code, and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["optserve", "sessions", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return SimpleNamespace(code=ended.value.code, stdout=written.out, stderr=written.err)
-
-    return run
+def run(typed):
+    """Runs `optserve sessions …`."""
+    return typed("sessions", columns=100)
 
 
 @pytest.fixture

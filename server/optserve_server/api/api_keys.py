@@ -14,7 +14,15 @@ from optserve.wire.api_keys import ApiKeyInfo, ApiKeyRequest, NewApiKey
 from optserve.wire.bodies import Page
 from optserve_server.api.authorisation import RequiresAdmin, UsesCaller, UsesKeys
 from optserve_server.api.bodies import JsonRoute
-from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, idempotency_keys, read_number
+from optserve_server.api.dependencies import (
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    UsesDatabase,
+    idempotency_keys,
+    page_of,
+    read_number,
+)
 from optserve_server.api.problems import responses
 from optserve_server.registry import api_keys
 from optserve_server.registry.database import Database
@@ -73,8 +81,7 @@ def list_api_keys(database: UsesDatabase, limit: Limit = 100, cursor: Cursor = N
     after = read_number(cursor) or 0
     with database.session() as db_session:
         found = api_keys.list_keys(db_session, limit=limit + 1, after=after)
-    page = found[:limit]
-    return Page([api_keys.describe(key) for key in page], str(page[-1].id) if len(found) > limit else None)
+    return page_of(found, limit, api_keys.describe, lambda key: key.id)
 
 
 @router.get("/{id_or_name}", summary="Describe an API key", responses=responses(problems.API_KEY_NOT_FOUND))

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from optserve.wire.audit import AuditEntry
 from optserve.wire.bodies import Page
 from optserve_server.api.authorisation import RequiresAdmin
-from optserve_server.api.dependencies import Cursor, Limit, UsesDatabase, read_number
+from optserve_server.api.dependencies import Cursor, Limit, UsesDatabase, page_of, read_number
 from optserve_server.api.problems import responses
 from optserve_server.registry import audit, models
 
@@ -18,8 +18,7 @@ def list_audit_entries(database: UsesDatabase, limit: Limit = 100, cursor: Curso
     below = read_number(cursor)
     with database.session() as db_session:
         found = audit.list_entries(db_session, limit=limit + 1, below=below)
-    page = found[:limit]
-    return Page([_describe(entry) for entry in page], str(page[-1].id) if len(found) > limit else None)
+    return page_of(found, limit, _describe, lambda entry: entry.id)
 
 
 def _describe(entry: models.AuditEntry) -> AuditEntry:

@@ -21,6 +21,7 @@ from optserve.wire.limits import Limits
 from optserve_server.api.auditing import audited
 from optserve_server.api.key_ring import Caller, KeyRing
 from optserve_server.api.problems import Problem, response
+from optserve_server.api.traffic import below_root
 
 SCHEME = "apiKey"
 """The security scheme's name in the OpenAPI document."""
@@ -45,7 +46,7 @@ class Authorisation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        path = _below_root(scope) if scope["type"] == "http" else ""
+        path = below_root(scope) if scope["type"] == "http" else ""
         if path.startswith(API_PREFIX + "/") or path == METRICS_PATH:
             keys: KeyRing = scope["app"].state.keys
             authorization = _authorization(scope)
@@ -62,12 +63,6 @@ class Authorisation:
     def _is_metrics_token(self, authorization: str | None) -> bool:
         sent = (authorization or "").partition(" ")[2].encode("latin-1")
         return self._metrics_token is not None and hmac.compare_digest(sent, self._metrics_token)
-
-
-def _below_root(scope: Scope) -> str:
-    """The path that the routes see: where the application is mounted somewhere, without that."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -1,11 +1,12 @@
 """What the routes need of the application."""
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Request
 
 from optserve.wire import problems
+from optserve.wire.bodies import Page
 from optserve_server.api.problems import Problem
 from optserve_server.api.versions import VersionCache
 from optserve_server.naming import shown
@@ -14,6 +15,9 @@ from optserve_server.registry.references import NEWEST_NUMBER
 from optserve_server.sessions.idempotency import IdempotencyKeys
 from optserve_server.sessions.store import SessionStore
 from optserve_server.settings import Settings
+
+Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 def _settings(request: Request) -> Settings:
@@ -76,3 +80,11 @@ def read_number(cursor: str | None) -> int | None:
         detail = f"{shown(cursor)} is no cursor of this list; send `next_cursor` as it came."
         raise Problem(problems.REQUEST_INVALID, detail, errors=[{"parameter": "cursor", "detail": detail}])
     return int(cursor)
+
+
+def page_of(
+    found: Sequence[Found], limit: int, describe: Callable[[Found], Item], cursor: Callable[[Found], object]
+) -> Page[Item]:
+    """The first `limit` of what was found; if there is more, with the cursor of the last one for the next page."""
+    page = found[:limit]
+    return Page([describe(one) for one in page], str(cursor(page[-1])) if len(found) > limit else None)

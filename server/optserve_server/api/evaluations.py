@@ -15,7 +15,7 @@ from optserve.wire.gradients import JSON
 from optserve_server.api import documents
 from optserve_server.api.authorisation import RequiresAdmin, UsesCaller
 from optserve_server.api.bodies import JsonRoute
-from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, read_number
+from optserve_server.api.dependencies import Cursor, IdempotencyKey, Limit, UsesDatabase, page_of, read_number
 from optserve_server.api.problems import Problem, responses
 from optserve_server.evaluation import plans
 from optserve_server.evaluation.comparisons import compare
@@ -76,8 +76,7 @@ def list_evaluations(database: UsesDatabase, limit: Limit = 100, cursor: Cursor 
     below = read_number(cursor)
     with database.session() as db_session:
         found = evaluations.list_evaluations(db_session, limit=limit + 1, below=below)
-    page = found[:limit]
-    return Page([_summary(one) for one in page], str(page[-1].number) if len(found) > limit else None)
+    return page_of(found, limit, _summary, lambda evaluation: evaluation.number)
 
 
 @router.get(

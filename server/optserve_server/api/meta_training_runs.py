@@ -18,13 +18,14 @@ from optserve_server.api.dependencies import (
     Limit,
     UsesDatabase,
     UsesSettings,
+    page_of,
     read_number,
 )
 from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import responses
 from optserve_server.api.run_replies import EVENT_STREAM, describe, describe_row, stream
 from optserve_server.metatraining.recipes import Recipe
-from optserve_server.registry import leases, runs
+from optserve_server.registry import runs
 from optserve_server.registry.database import Database
 from optserve_server.registry.models import MetaTrainingRun
 from optserve_server.registry.references import NEWEST_NUMBER
@@ -90,8 +91,7 @@ def list_meta_training_runs(
     below = read_number(cursor)
     with database.session() as db_session:
         found = runs.list_entries(db_session, limit=limit + 1, below=below, status=run_status, owners=caller.owners)
-    page = found[:limit]
-    return Page([describe(entry) for entry in page], str(page[-1].run.number) if len(found) > limit else None)
+    return page_of(found, limit, describe, lambda entry: entry.run.number)
 
 
 @router.get("/{run_id}", summary="Describe a meta-training run", responses=responses(problems.RUN_NOT_FOUND))
@@ -207,4 +207,4 @@ def _find(database: Database, owner: str, idempotency_key: str | None) -> MetaTr
     if idempotency_key is None:
         return None
     with database.session() as db_session:
-        return leases.find_by_key(db_session, MetaTrainingRun, owner, idempotency_key)
+        return runs.find_run_by_key(db_session, owner, idempotency_key)

@@ -12,7 +12,7 @@ from optserve.wire.gradients import JSON, SAFETENSORS
 from optserve_server.api import documents, forms, json_form
 from optserve_server.api.authorisation import UsesCaller
 from optserve_server.api.bodies import JsonRoute, PlainRoute, read_body, receive
-from optserve_server.api.dependencies import Cursor, Limit, UsesStore
+from optserve_server.api.dependencies import Cursor, Limit, UsesStore, page_of
 from optserve_server.api.key_ring import Caller
 from optserve_server.api.problems import Problem, responses
 from optserve_server.api.sessions import SessionId, describe
@@ -58,8 +58,7 @@ async def list_checkpoints(
     place = store.directory.place(session.id)
     found = await store.waking.do(lambda: checkpoints.kept(place, session.id))
     rest = [checkpoint for checkpoint in found if checkpoint.name > (cursor or "")]
-    page = rest[:limit]
-    return Page([_checkpoint_info(one) for one in page], page[-1].name if len(rest) > limit else None)
+    return page_of(rest, limit, _checkpoint_info, lambda checkpoint: checkpoint.name)
 
 
 @router.get("/digest", summary="Digest of the hidden state", responses=responses(*GONE))

@@ -47,6 +47,12 @@ _ID_HEADER = HEADER_REQUEST_ID.lower().encode()
 _ID_PREFIX, _ID_NUMBERS = secrets.token_hex(4), itertools.count(1)
 
 
+def below_root(scope: Scope) -> str:
+    """The path that the routes see: where the application is mounted somewhere, without that."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class Drain:
     """The requests in hand, and whether new ones are taken. To be used on the event loop."""
 
@@ -95,7 +101,7 @@ class Traffic:
             _tell(scope, reply.status, perf_counter() - began)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
-        if self._drain.draining and scope["path"].removeprefix(scope.get("root_path", "")) not in PROBES:
+        if self._drain.draining and below_root(scope) not in PROBES:
             await _refusal()(scope, receive, reply.send)
             return
         try:
