@@ -8,7 +8,8 @@ import torch
 
 from optserve.wire.evaluations import EvaluationResult
 from optserve_server.evaluation import plans
-from optserve_server.evaluation.evaluate import Entrant, evaluate, to_end
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import evaluate, to_end
 from optserve_server.evaluation.plans import Plan
 
 HERE = Path(__file__).parent

@@ -111,6 +111,7 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
         seeds: int | None = None,
         seed: int | None = None,
         baselines: Sequence[str] | None = None,
+        untuned: Sequence[str] | None = None,
         suite: str | None = None,
         cache: bool | None = None,
     ) -> Exchange[AnyEvaluation]:
@@ -124,6 +125,7 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
             seeds: how many tasks of each family.
             seed: what everything drawn is drawn from.
             baselines: hand-designed optimizers, each of which gets its best learning rate on each task.
+            untuned: optimizers that run at their published defaults: baselines, soap, ademamix, prodigy.
             suite: the name of a suite, `standard`; what else is None is then as it says.
             cache: False to compute anew what an earlier evaluation has computed.
 
@@ -131,10 +133,18 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
             OptimizerNotFound, VersionNotFound, AliasNotFound: a reference stands for nothing.
             EvaluationInvalid: it cannot be made; the message begins with the key that is wrong.
         """
-        chosen = None if tasks is None else [dict(task) for task in tasks]
-        names = None if baselines is None else list(baselines)
-        lengths = None if horizons is None else list(horizons)
-        request = EvaluationRequest(list(optimizers), chosen, steps, lengths, seeds, seed, names, suite, cache)
+        request = EvaluationRequest(
+            optimizers=list(optimizers),
+            tasks=None if tasks is None else [dict(task) for task in tasks],
+            steps=steps,
+            horizons=None if horizons is None else list(horizons),
+            seeds=seeds,
+            seed=seed,
+            baselines=None if baselines is None else list(baselines),
+            untuned=None if untuned is None else list(untuned),
+            suite=suite,
+            cache=cache,
+        )
         return self._evaluation((yield from self._create(EvaluationSummary, "/evaluations", to_json(request))))
 
     @exchange

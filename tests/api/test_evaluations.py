@@ -9,7 +9,8 @@ import pytest
 
 import optserve
 from optserve import errors
-from optserve_server.evaluation.evaluate import Entrant, evaluate
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import evaluate
 from optserve_server.evaluation.plans import parse
 from optserve_server.registry import evaluations, leases, optimizers
 from optserve_server.registry.database import Database
@@ -114,11 +115,11 @@ def test_a_suite_is_asked_for_by_its_name_and_several_horizons_are_compared(serv
     with optserve.Client(served.url) as client:
         info = client.evaluations.launch(["rnnprop"], suite="standard", seeds=2).info
         assert (info.suite, info.horizons, info.steps, info.seeds) == ("standard", [100, 500, 2000], 2000, 2)
-        assert (info.cells, len(info.tasks)) == (len(info.tasks) * 6, 81)
+        assert (info.cells, len(info.tasks)) == (len(info.tasks) * (6 + len(info.untuned)), 81)
         assert "schedule-free-adamw" in info.baselines
         served.http.post(f"/evaluations/{info.id}/cancel")
 
-        small = {**SMALL, "steps": None, "horizons": [2, 3], "baselines": ["sgd", "adam-cosine"]}
+        small = {**SMALL, "steps": None, "horizons": [2, 3], "baselines": ["sgd", "adam-cosine"], "untuned": ["soap"]}
         evaluation = client.evaluations.launch(["rnnprop"], **small)
         served.work(cells=3)
         assert evaluation.result().comparisons == []
@@ -129,9 +130,10 @@ def test_a_suite_is_asked_for_by_its_name_and_several_horizons_are_compared(serv
             ("quadratic:dimension=2", 2),
             ("quadratic:dimension=2", 3),
         ]
-        assert [(one.task, len(one.median)) for one in found.curves] == [(0, 3)] * 3 + [(1, 4)] * 3
+        assert [(one.task, len(one.median)) for one in found.curves] == [(0, 3)] * 4 + [(1, 4)] * 4
         whole = [one for one in found.comparisons if one.optimizer == "rnnprop@1" and one.steps is one.family is None]
         assert [(one.baseline, one.cells) for one in whole] == [("sgd", 2), ("adam-cosine", 2)]
+        assert (found.untuned, found.curves[3].optimizer) == (["soap"], "soap (untuned)")
 
 
 def test_the_list_goes_page_by_page_the_newest_first(served: Served) -> None:

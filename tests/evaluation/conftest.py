@@ -11,7 +11,8 @@ from torch import Tensor
 from optserve.wire.evaluations import Curves, EvaluationResult
 from optserve_server import tasks
 from optserve_server.evaluation import plans
-from optserve_server.evaluation.evaluate import Entrant, Progress, evaluate, to_end
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import Progress, evaluate, to_end
 from optserve_server.evaluation.plans import Plan
 from optserve_server.optimizers import build, weights
 

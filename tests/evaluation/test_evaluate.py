@@ -13,7 +13,8 @@ import torch
 from tests.evaluation.conftest import carried_out, entrant, plan
 
 from optserve_server.evaluation import baselines
-from optserve_server.evaluation.evaluate import Entrant, Progress, to_end
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import Progress, to_end
 from optserve_server.evaluation.inner_loops import Measured
 from optserve_server.evaluation.plans import Plan, PlanError
 from optserve_server.evaluation.rules import Rule

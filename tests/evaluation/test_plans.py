@@ -28,6 +28,8 @@ def test_one_optimizer_is_enough() -> None:
         ({"optimizers": ["a@1", "a@1"]}, "'a@1' is there twice"),
         ({"optimizers": ["adam"]}, "'adam' is there twice"),
         ({"baselines": ["adm"]}, r"baselines: there is no baseline 'adm' \(did you mean 'adam'"),
+        ({"untuned": ["prodigi"]}, r"untuned: there is no optimizer 'prodigi' \(did you mean 'prodigy'"),
+        ({"untuned": ["adam", "adam"]}, r"'adam \(untuned\)' is there twice"),
         ({"steps": 0}, "steps: "),
         ({"seeds": 1001}, "seeds: "),
         ({"seed": -1}, "seed: "),
@@ -58,7 +60,8 @@ def test_the_standard_suite_is_broad_and_what_is_given_beside_it_wins() -> None:
     assert len(plan.tasks) >= 20
     assert len({task.family for task in plan.tasks}) >= 10
     assert len({plans.label(task.family, task.parameters) for task in plan.tasks}) == len(plan.tasks)
-    assert plan.cells == len(plan.tasks) * 3 * 6
+    assert {"adam", "soap", "ademamix", "prodigy"} <= set(plan.untuned)
+    assert plan.cells == len(plan.tasks) * 3 * (6 + len(plan.untuned))
     assert plans.parse(plan.model_dump(mode="json")) == plan
     short = plans.parse({"optimizers": ["lstm@3"], "suite": "standard", "steps": 50, "baselines": ["sgd"]})
     assert (short.horizons, short.baselines, short.tasks) == ((50,), ("sgd",), plan.tasks)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from optserve.wire.evaluations import Curves
-from optserve_server.evaluation import evaluate as evaluate_module
-from optserve_server.evaluation import plans
-from optserve_server.evaluation.evaluate import Entrant, evaluate, to_end
+from optserve_server.evaluation import competitors, plans
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import evaluate, to_end
 from optserve_server.optimizers import build, weights
 from optserve_server.registry import evaluations, leases, optimizers, weight_files
 from optserve_server.registry.database import Database
@@ -114,7 +114,7 @@ def test_what_an_evaluation_has_found_is_not_computed_again(
     with working():
         asking.wait(first)
     before = asking.read(first)[1]
-    monkeypatch.setattr(evaluate_module, "_curves", None)  # nothing can be computed from here on
+    monkeypatch.setattr(competitors.inner_loops, "run", None)  # nothing can be computed from here on
     again, anew = asking.add(), asking.add(cache=False)
     with working():
         assert asking.wait(again).status == leases.SUCCEEDED

@@ -46,6 +46,7 @@ def show(
         "error": info.error,
         "optimizers": ", ".join(info.optimizers),
         "baselines": ", ".join(info.baselines),
+        "untuned": ", ".join(info.untuned),
         "tasks": ", ".join(task.label for task in info.tasks),
         "inner loops": f"{info.steps} steps, {info.seeds} seeds from {info.seed}",
         "created": f"{info.created_at} by {info.owner}",

@@ -58,9 +58,9 @@ class Curves:
     optimizer: str
     baseline: bool
     learning_rate: float | None
-    """The best one; null for a learned optimizer, which has none."""
+    """The best one; of an untuned optimizer the default; null for one that has none, as learned ones."""
     learning_rates: list[TriedLearningRate]
-    """All that were tried, the lowest first; empty for a learned optimizer."""
+    """All that were tried, the lowest first; empty where nothing was tuned."""
     steps: list[int]
     """t of each point: 0 … T, thinned to some hundreds, the last always there."""
     losses: list[list[Loss]]
@@ -78,6 +78,8 @@ class Curves:
     """Of a baseline: the rate of the lowest median held-out loss."""
     best_held_out: list[Loss] = field(default_factory=list)
     """Of a baseline: the held-out losses at that rate."""
+    untuned: bool = False
+    """Whether it is an optimizer at its published defaults."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -173,6 +175,8 @@ class EvaluationRequest:
     """What everything drawn is drawn from."""
     baselines: list[str] | None = None
     """Hand-designed optimizers, each of which gets its best learning rate on each task."""
+    untuned: list[str] | None = None
+    """Optimizers at their published defaults: baselines, or `soap`, `ademamix`, `prodigy`."""
     suite: str | None = None
     """The name of a suite, `standard`: whatever else is absent is as it says."""
     cache: _TruthValue | None = None
@@ -191,6 +195,8 @@ class EvaluationSummary:
     optimizers: list[str]
     """`NAME@N` of each."""
     baselines: list[str]
+    untuned: list[str]
+    """Those at their published defaults; results call `adam` among them `adam (untuned)`."""
     tasks: list[EvaluatedTask]
     """Each task at each T."""
     suite: str | None
@@ -201,7 +207,7 @@ class EvaluationSummary:
     seeds: int
     seed: int
     cells: int
-    """Pairs of a task at one T and an optimizer or baseline."""
+    """Pairs of a task at one T and an optimizer, baseline or untuned one."""
     done: int
     """How many of them are finished."""
     ranking: list[Rank]

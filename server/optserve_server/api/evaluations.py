@@ -162,7 +162,8 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
         "id": evaluation.id,
         "status": evaluation.status,
         **{name: plan[name] for name in ("optimizers", "baselines", "steps", "seeds", "seed")},
-        "horizons": plan.get("horizons", [plan["steps"]]),  # one that was asked for long ago has one T, and no suite
+        "horizons": plan.get("horizons", [plan["steps"]]),  # one that was asked for long ago has no more than one T
+        "untuned": plan.get("untuned", []),
         "suite": plan.get("suite"),
         "tasks": plans.described(plan),
         "cells": evaluation.cells,

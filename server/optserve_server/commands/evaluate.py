@@ -11,7 +11,7 @@ from optserve_server.commands.common import require_writable
 
 if TYPE_CHECKING:
     from optserve.wire.evaluations import EvaluationResult
-    from optserve_server.evaluation.evaluate import Entrant
+    from optserve_server.evaluation.competitors import Entrant
     from optserve_server.evaluation.evaluate import Progress as EvaluationProgress
     from optserve_server.evaluation.plans import Plan
 
@@ -47,6 +47,10 @@ def evaluate(
         str | None,
         typer.Option(help="Hand-designed optimizers, as adam,sgd; '' for none.  [default: sgd,nesterov,rmsprop,adam]"),
     ] = None,
+    untuned: Annotated[
+        str | None,
+        typer.Option(help="Optimizers at their published defaults: baselines, or soap, ademamix, prodigy."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file, .svg or .png.")] = None,
     overview: Annotated[
         Path | None, typer.Option(help="Draw how the optimizers do beside the first baseline, on every task.")
@@ -78,7 +82,8 @@ def evaluate(
         "horizons": None if horizons is None else _numbers(horizons),
         "seeds": seeds,
         "seed": seed,
-        "baselines": None if baselines is None else [name for name in baselines.split(",") if name],
+        "baselines": None if baselines is None else _names(baselines),
+        "untuned": None if untuned is None else _names(untuned),
         "cache": False if no_cache else None,
     }
     keys = plans.beside(_suite(suite), {name: value for name, value in given.items() if value is not None})
@@ -152,6 +157,10 @@ def _suite(given: str | None) -> dict[str, Any]:
     return keys
 
 
+def _names(given: str) -> list[str]:
+    return [name for name in given.split(",") if name]
+
+
 def _numbers(given: str) -> list[int]:
     try:
         return [int(number) for number in given.split(",")]
@@ -185,7 +194,7 @@ def _read(file: str, option: str) -> dict[str, Any]:
 
 
 def _entrant(file: Path) -> "Entrant":
-    from optserve_server.evaluation.evaluate import Entrant
+    from optserve_server.evaluation.competitors import Entrant
     from optserve_server.evaluation.plans import PlanError
 
     try:

@@ -33,7 +33,7 @@ def _comparisons(result: EvaluationResult) -> Iterator[str]:
     columns = ("optimizer", *COMPARED, "runs won", "diverged")
     rows = (
         [name, *compared(one), f"{one.runs_won:.0%}", f"{one.divergence:.1%}"]
-        for name in names(result, baseline=False)
+        for name in [*names(result), *names(result, untuned=True)]
         for one in overall(result, name)
     )
     yield from _table(columns, rows)
@@ -44,17 +44,17 @@ def _families(result: EvaluationResult, every_horizon: Sequence[str]) -> Iterato
     yield f"**By family: final loss as a multiple of that of {baseline}**\n"
     rows = (
         [name, family, *family_ratios(result, name, baseline, family)]
-        for name in names(result, baseline=False)
+        for name in names(result)
         for family in dict.fromkeys(task.family for task in result.tasks)
     )
     yield from _table(("optimizer", "family", *every_horizon), rows)
 
 
 def _cells(result: EvaluationResult) -> Iterator[str]:
-    everyone = [*names(result, baseline=False), *names(result, baseline=True)]
+    everyone = [*names(result), *names(result, baseline=True), *names(result, untuned=True)]
     by_cell = {(one.task, one.optimizer): one for one in result.curves}
     yield "**Median final losses**, and behind them the held-out ones; with a baseline's best learning rate, and * if"
-    yield "that is the lowest or highest that was tried\n"
+    yield "that is the lowest or highest that was tried, or the default one of an untuned optimizer\n"
     rows = (
         [f"`{task.label}`", f"{task.steps:,}", *(_cell(by_cell[place, name]) for name in everyone)]
         for place, task in enumerate(result.tasks)

@@ -7,7 +7,7 @@ import ast
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ import torch
 
 from optserve_server.evaluation.plans import Plan
 from optserve_server.evaluation.rules import BASELINES
+from optserve_server.evaluation.third_party import PACKAGE
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import Optimizer
 
@@ -29,6 +30,7 @@ _ENGINE = (
     "optserve_server.metatraining.trajectories",
 )
 _TUNING = "optserve_server.evaluation.baselines"
+_THIRD_PARTY = "optserve_server.evaluation.third_party"
 _STEPPERS = "optserve_server.optimizers.steppers"
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
@@ -39,6 +41,14 @@ def of_baseline(plan: Plan, task: TaskShare, name: str, device: torch.device) ->
     return _fingerprints(plan, task, repr(rule), [_TUNING, *_with_imports(type(rule.optimizer).__module__)], device)
 
 
+def of_untuned(plan: Plan, task: TaskShare, name: str, device: torch.device) -> list[str]:
+    """Of an optimizer at its defaults on one task, at each T of the plan."""
+    rule = BASELINES.get(name)
+    if rule is None:
+        return _fingerprints(plan, task, f"{name} of {PACKAGE} {version(PACKAGE)}", [_THIRD_PARTY], device)
+    return _fingerprints(plan, task, f"{rule!r} at its default", _with_imports(type(rule.optimizer).__module__), device)
+
+
 def of_weights(plan: Plan, task: TaskShare, optimizer: Optimizer, sha256: str, device: torch.device) -> list[str]:
     """Of a learned optimizer, whose weights file has that SHA-256, on one task, at each T of the plan."""
     modules = [*_with_imports(type(optimizer).__module__), *_with_imports(_STEPPERS)]
@@ -46,7 +56,7 @@ def of_weights(plan: Plan, task: TaskShare, optimizer: Optimizer, sha256: str, d
 
 
 def _fingerprints(
-    plan: Plan, task: TaskShare, competitor: str, modules: Sequence[str], device: torch.device
+    plan: Plan, task: TaskShare, competitor: str, modules: Iterable[str], device: torch.device
 ) -> list[str]:
     family: Any = task.build()
     used = {*_ENGINE, *modules, *_with_imports(type(family).__module__)}

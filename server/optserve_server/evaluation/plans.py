@@ -12,11 +12,14 @@ from optserve_server import descriptions
 from optserve_server.descriptions import DescriptionError, Table
 from optserve_server.evaluation import suites
 from optserve_server.evaluation.rules import BASELINES
+from optserve_server.evaluation.third_party import CLASSES
 from optserve_server.metatraining.tables import TaskShare
 from optserve_server.naming import nearest, shown
 
-SUITE_KEYS = ("tasks", "steps", "horizons", "seeds", "seed", "baselines")
+SUITE_KEYS = ("tasks", "steps", "horizons", "seeds", "seed", "baselines", "untuned")
 """Of a plan, those that a suite may have."""
+UNTUNED = (*BASELINES, *CLASSES)
+"""What can be run at its defaults."""
 MAX_TASKS, MAX_STEPS, MAX_SEEDS, MAX_HORIZONS = 100, 1_000_000, 1000, 10
 
 
@@ -32,6 +35,14 @@ def _known_baselines(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _known_untuned(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in UNTUNED:
+            near, known = nearest(name, UNTUNED), ", ".join(UNTUNED)
+            raise ValueError(f"there is no optimizer {shown(name)}{near} with defaults; there are {known}")
+    return names
+
+
 def _rising(horizons: tuple[int, ...]) -> tuple[int, ...]:
     if list(horizons) != sorted(set(horizons)):
         raise ValueError(f"{list(horizons)} does not grow from each number to the next")
@@ -42,10 +53,11 @@ Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 class Plan(Table):
-    """Optimizers × tasks × horizons × seeds, and the baselines that they are compared with.
+    """Optimizers × tasks × horizons × seeds, and the baselines that they are compared with, each at its best.
 
-    Every optimizer gets the same held-out tasks, θ_0 and minibatches; they are drawn from `seed`. A task's `weight` is
-    its share in the ranking's scores. `steps` is the longest of the `horizons`, and the only one where none are given.
+    `untuned` are further ones at their published defaults. Every optimizer gets the same held-out tasks, θ_0 and
+    minibatches; they are drawn from `seed`. A task's `weight` is its share in the ranking's scores. `steps` is the
+    longest of the `horizons`, and the only one where none are given.
     `suite` is the name of the suite that the plan was made of, if it was. Without `cache`, everything is computed anew.
     """
 
@@ -61,13 +73,14 @@ class Plan(Table):
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 5
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     baselines: Annotated[tuple[str, ...], AfterValidator(_known_baselines)] = ("sgd", "nesterov", "rmsprop", "adam")
+    untuned: Annotated[tuple[str, ...], AfterValidator(_known_untuned)] = ()
     suite: str | None = None
     cache: bool = True
 
     @property
     def cells(self) -> int:
-        """How many triples there are of a task, a horizon, and an optimizer or baseline."""
-        return len(self.tasks) * len(self.horizons) * (len(self.optimizers) + len(self.baselines))
+        """How many triples there are of a task, a horizon, and a competitor."""
+        return len(self.tasks) * len(self.horizons) * len(competitors(self.model_dump(mode="json")))
 
     @model_validator(mode="before")
     @classmethod
@@ -82,12 +95,23 @@ class Plan(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
-        names = [*self.optimizers, *self.baselines]
+        names = [*self.optimizers, *self.baselines, *map(untuned_name, self.untuned)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{shown(twice[0])} is there twice; each optimizer has one name")
         if self.steps != self.horizons[-1]:
             raise DescriptionError("steps", f"{self.steps} is not the longest of the horizons; give one of the two")
         return self
+
+
+def untuned_name(kind: str) -> str:
+    """What results call an optimizer at its defaults, beside the tuned one of the same kind."""
+    return f"{kind} (untuned)"
+
+
+def competitors(plan: Mapping[str, Any]) -> list[str]:
+    """The names of all that take part in a plan, as JSON has it."""
+    untuned = plan.get("untuned", [])  # a plan of before there were any has none
+    return [*plan["optimizers"], *plan["baselines"], *map(untuned_name, untuned)]
 
 
 def parse(content: Mapping[str, Any]) -> Plan:

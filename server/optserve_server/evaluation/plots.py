@@ -4,6 +4,7 @@ The curves: a panel a task, a line an optimizer, with the quartiles over seeds a
 dot an optimizer.
 """
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ _LOWEST = 1e-12  # of the logarithmic axis: below it a loss is rounding
 def plot(result: EvaluationResult, file: Path) -> None:
     """Draw all tasks into an SVG or PNG file; where there are several T, a row a task and a column a T.
 
-    Learned optimizers are drawn solid and bold, baselines dashed; a curve ends where its median is no longer finite.
+    Learned optimizers are drawn solid and bold, baselines dashed, untuned ones dotted; a curve ends where its median
+    is no longer finite.
     """
     every_horizon = horizons(result.tasks)
     columns = 2 if len(result.tasks) == 4 else min(_COLUMNS, len(result.tasks))
@@ -55,14 +57,15 @@ def overview(result: EvaluationResult, file: Path) -> None:
     size = (4.6 * len(every_horizon) + 3.4, 0.27 * len(labels) + 1.6)
     with _figure(file, 1, len(every_horizon), size, sharey=True) as panels:
         colours = _colours(result)
+        learned = names(result)
         for axes, steps in zip(panels, every_horizon, strict=True):
-            for name in [*others, *names(result, baseline=False)]:
+            for name in [*others, *names(result, untuned=True), *learned]:
                 found = cells(result.tasks, result.curves, name, reference, steps=steps)
                 mean = comparison(found).ratio
                 axes.scatter(
                     [math.exp(cell.logarithm) for cell in found],
                     [labels.index(cell.task.label) for cell in found],
-                    facecolors="none" if name in others else colours[name],
+                    facecolors=colours[name] if name in learned else "none",
                     edgecolors=colours[name],
                     label=f"{name}, mean {mean:.2f}",
                 )
@@ -96,13 +99,22 @@ def _figure(file: Path, rows: int, columns: int, size: tuple[float, float], *, s
 
 
 def _colours(result: EvaluationResult) -> dict[str, str]:
-    return {line: f"C{number}" for number, line in enumerate(dict.fromkeys(one.optimizer for one in result.curves))}
+    everyone = list(dict.fromkeys(one.optimizer for one in result.curves))
+    colours = (f"C{number}" for number in range(10)) if len(everyone) <= 10 else _twenty()
+    return dict(zip(everyone, itertools.cycle(colours), strict=False))
+
+
+def _twenty() -> Iterator[str]:
+    from matplotlib import colormaps, colors
+
+    return (colors.to_hex(colour) for colour in colormaps["tab20"].colors)  # type: ignore[attr-defined]
 
 
 def _panel(axes: Any, title: str, curves: Sequence[Curves], colours: dict[str, str]) -> None:
     for one in curves:
         steps, median = np.array(one.steps), _array(one.median)
-        style = {"linestyle": "--", "linewidth": 1.3} if one.baseline else {"linewidth": 2.2}
+        hand_designed = {"linestyle": ":" if one.untuned else "--", "linewidth": 1.3}
+        style = hand_designed if one.baseline or one.untuned else {"linewidth": 2.2}
         label = one.optimizer if one.learning_rate is None else f"{one.optimizer}, lr {one.learning_rate:.3g}"
         axes.plot(steps, median, color=colours[one.optimizer], label=label, **style)
         low, high = _array(one.lower_quartile), _array(one.upper_quartile)

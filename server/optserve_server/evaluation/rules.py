@@ -18,10 +18,11 @@ from optserve_server.tasks.base import Theta
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimizer and its φ. A baseline also has the learning rate round which others are tried, `middle`."""
+    """An optimizer and its φ. A baseline also has learning rates: its `default`, and the `middle` of its grid."""
 
     optimizer: Optimizer
     phi: Phi = field(default_factory=dict)
+    default: float = 1.0
     middle: float = 1.0
 
     @property
@@ -69,12 +70,12 @@ _MIDDLE = 10.0
 
 def _of_kind(kind: str, rule: type[Rule] = Rule) -> Rule:
     default = hyperparameters(build({"kind": kind}))["lr"]
-    return rule(build({"kind": kind, "lr": 1.0}), middle=_MIDDLE * default)
+    return rule(build({"kind": kind, "lr": 1.0}), default=default, middle=_MIDDLE * default)
 
 
 BASELINES: Mapping[str, Rule] = {
     **{kind: _of_kind(kind) for kind in HAND_DESIGNED},
     "adam-cosine": _of_kind("adam", CosineRule),
-    "schedule-free-adamw": ScheduleFreeRule(middle=_MIDDLE * 1e-3),
+    "schedule-free-adamw": ScheduleFreeRule(default=0.0025, middle=_MIDDLE * 1e-3),
 }
 """By the names that plans have for them."""

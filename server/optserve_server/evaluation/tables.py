@@ -15,7 +15,7 @@ _MANY = 6  # tasks at one T; more than that have a table together
 
 def tables(result: EvaluationResult) -> Iterator[Table]:
     """A table for each task, the lowest loss first, or where there are many, one; then comparisons and the ranking."""
-    learned, baselines = names(result, baseline=False), names(result, baseline=True)
+    learned, baselines = names(result), names(result, baseline=True)
     if len(result.tasks) <= _MANY:
         for number, task in enumerate(result.tasks):
             curves = [one for one in result.curves if one.task == number]
@@ -25,15 +25,19 @@ def tables(result: EvaluationResult) -> Iterator[Table]:
             yield _by_task(result, name, baselines[0])
     if baselines:
         for name in learned:
-            yield _compared(result, name)
+            yield _compared(f"{name} beside each baseline", overall(result, name))
+        if untuned := names(result, untuned=True):
+            found = [one for name in untuned for one in overall(result, name) if one.baseline == baselines[0]]
+            yield _compared(f"Untuned optimizers beside {baselines[0]}", found)
     if len(result.tasks) > _MANY and any(map(at_edge, result.curves)):
         yield _edges(result)
     yield _ranking(result)
 
 
-def names(result: EvaluationResult, *, baseline: bool) -> list[str]:
-    """The optimizers or the baselines of an evaluation, in the order of its plan."""
-    return list(dict.fromkeys(one.optimizer for one in result.curves if one.baseline is baseline))
+def names(result: EvaluationResult, *, baseline: bool = False, untuned: bool = False) -> list[str]:
+    """The baselines, the untuned optimizers or else the learned ones of an evaluation, in the order of its plan."""
+    found = (one.optimizer for one in result.curves if (one.baseline, one.untuned) == (baseline, untuned))
+    return list(dict.fromkeys(found))
 
 
 def horizons(tasks: Sequence[EvaluatedTask]) -> list[int]:
@@ -67,13 +71,15 @@ def _task(task: EvaluatedTask, curves: list[Curves], result: EvaluationResult) -
         "median",
         "quartiles",
         "diverged",
-        "best learning rate",
+        "learning rate",
         *(["held out"] if held_out else []),
     ]
     for column in columns:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for one in curves:
-        rate = "" if one.learning_rate is None else f"{one.learning_rate:.3g} of {len(one.learning_rates)}"
+        rate = "" if one.learning_rate is None else f"{one.learning_rate:.3g}"
+        if one.learning_rates:
+            rate += f" of {len(one.learning_rates)}"
         table.add_row(
             one.optimizer,
             number(one.median[-1]),
@@ -81,7 +87,7 @@ def _task(task: EvaluatedTask, curves: list[Curves], result: EvaluationResult) -
             f"{one.divergence:.0%}",
             f"{rate}, the edge" if at_edge(one) else rate,
             *([number(median_held_out(one))] if held_out else []),
-            style=None if one.baseline else "bold",
+            style=None if one.baseline or one.untuned else "bold",
         )
     return table
 
@@ -117,19 +123,22 @@ def family_ratios(result: EvaluationResult, optimizer: str, baseline: str, famil
         yield _ratio(comparison(found).ratio)
 
 
-def _compared(result: EvaluationResult, optimizer: str) -> Table:
+def _compared(title: str, found: Sequence[Comparison]) -> Table:
+    """With the optimizers where there are several."""
+    several = len({one.optimizer for one in found}) > 1
     table = Table(
-        title=f"{optimizer} beside each baseline",
+        title=title,
         title_justify="left",
         caption="ratio: of the final losses, below 1 is better; floored: what lies below a thousandth of the first "
         "loss hardly counts; held out: beside the baseline's best held-out loss",
         caption_justify="left",
         box=box.SIMPLE,
     )
-    for column in COMPARED:
-        table.add_column(column, justify="left" if column == "baseline" else "right", no_wrap=True)
-    for one in overall(result, optimizer):
-        table.add_row(*compared(one), style="bold" if one.steps is None else None)
+    for column in [*(["optimizer"] if several else []), *COMPARED]:
+        table.add_column(column, justify="left" if column in ("optimizer", "baseline") else "right", no_wrap=True)
+    for one in found:
+        row = [*([one.optimizer] if several else []), *compared(one)]
+        table.add_row(*row, style="bold" if one.steps is None else None)
     return table
 
 
@@ -178,6 +187,7 @@ def _ranking(result: EvaluationResult) -> Table:
     )
     for column in ("", "optimizer", "score", "tasks won", "diverged"):
         table.add_column(column, justify="left" if column == "optimizer" else "right")
+    learned = names(result)
     for place, line in enumerate(result.ranking, start=1):
         table.add_row(
             str(place),
@@ -185,6 +195,6 @@ def _ranking(result: EvaluationResult) -> Table:
             f"{line.score:.3g}",
             f"{line.wins} of {len(result.tasks)}",
             f"{line.divergence:.0%}",
-            style=None if line.baseline else "bold",
+            style="bold" if line.optimizer in learned else None,
         )
     return table

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from optserve.wire.evaluations import Curves, Rank
+from optserve_server.evaluation import plans
 from optserve_server.evaluation.plans import Plan
 from optserve_server.naming import is_name
 from optserve_server.registry import leases
@@ -53,9 +54,9 @@ def get_evaluation(db_session: Session, evaluation_id: str, *, lock: bool = Fals
 
 
 def list_curves(db_session: Session, evaluation: Evaluation) -> list[Curves]:
-    """The curves of all finished cells, in the order of the tasks, and of the optimizers and baselines in the plan."""
+    """The curves of all finished cells, in the order of the tasks, and of the competitors in the plan."""
     query = select(EvaluationCell).where(EvaluationCell.evaluation_number == evaluation.number)
-    names = [*evaluation.plan["optimizers"], *evaluation.plan["baselines"]]
+    names = plans.competitors(evaluation.plan)
     cells = sorted(db_session.scalars(query), key=lambda cell: (cell.task, names.index(cell.optimizer)))
     return [_CURVES.validate_python(cell.curves) for cell in cells]
 

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from optserve.wire.evaluations import Curves, Rank
 from optserve_server.evaluation import plans
-from optserve_server.evaluation.evaluate import Entrant, Progress, evaluate
+from optserve_server.evaluation.competitors import Entrant
+from optserve_server.evaluation.evaluate import Progress, evaluate
 from optserve_server.evaluation.plans import Plan
 from optserve_server.registry import evaluations, leases, optimizers
 from optserve_server.registry.leases import CANCELLED
