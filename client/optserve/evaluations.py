@@ -126,7 +126,7 @@ class SharedEvaluations(Resource, Generic[AnyEvaluation]):
             seed: what everything drawn is drawn from.
             baselines: hand-designed optimizers, each of which gets its best learning rate on each task.
             untuned: optimizers that run at their published defaults: baselines, soap, ademamix, prodigy.
-            suite: the name of a suite, `standard`; what else is None is then as it says.
+            suite: the name of a suite, `standard` or `stress`; what else is None is then as it says.
             cache: False to compute anew what an earlier evaluation has computed.
 
         Raises:

@@ -113,6 +113,17 @@ def test_a_suite_of_ones_own_has_comparisons_pictures_and_a_document(
     assert len(list(own_cache.rglob("*.json"))) == 8 * 3 + 4 * 2  # what was computed anew is kept too
 
 
+def test_the_last_line_says_how_many_runs_diverged(learned: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    task = '[[tasks]]\nfamily = "quadratic"\ndistortion = { gradient_scale = 1e8 }\n'
+    suite.write_text(f"steps = 3\nseeds = 2\nbaselines = []\n{task}")
+    result = evaluate(learned, "--suite", suite)
+    assert result.exit_code == 0, result.stderr
+    assert "gradients × 1e+08" in result.stdout
+    assert "Ranking" not in result.stdout
+    assert result.stdout.splitlines()[-1] == "mine: 0 of 2 runs diverged"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

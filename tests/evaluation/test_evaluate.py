@@ -16,9 +16,8 @@ from optserve_server.evaluation import baselines
 from optserve_server.evaluation.competitors import Entrant
 from optserve_server.evaluation.evaluate import Progress, to_end
 from optserve_server.evaluation.inner_loops import Measured
-from optserve_server.evaluation.plans import Plan, PlanError
+from optserve_server.evaluation.plans import Plan, PlanError, PlannedTask
 from optserve_server.evaluation.rules import Rule
-from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import build, weights
 
 
@@ -114,7 +113,7 @@ def test_a_best_rate_beyond_a_plateau_is_found(monkeypatch: pytest.MonkeyPatch) 
         return 1.5 if 2 < rate < 9 else 2.9 if rate > 9 else 2.3 + abs(math.log10(rate / 0.0464)) / 100
 
     def run(
-        task: TaskShare, rule: Rule, plan: Plan, horizons: Sequence[int], rates: Sequence[float], device: torch.device
+        task: PlannedTask, rule: Rule, plan: Plan, horizons: Sequence[int], rates: Sequence[float], device: torch.device
     ) -> Generator[int, None, list[Measured]]:
         yield plan.steps
         return [Measured(np.array([[[2.5, final(rate)]] for rate in rates]), None)]

@@ -12,10 +12,9 @@ from tests.evaluation.conftest import entrant, plan
 
 from optserve_server.evaluation import inner_loops
 from optserve_server.evaluation.inner_loops import Measured
-from optserve_server.evaluation.plans import Plan
+from optserve_server.evaluation.plans import Plan, PlannedTask
 from optserve_server.evaluation.rules import BASELINES, Rule
 from optserve_server.evaluation.summaries import Losses
-from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, build
 
@@ -182,5 +181,5 @@ def test_an_optimizer_is_told_the_loss_and_the_horizon() -> None:
 
 def test_it_yields_at_every_window_so_that_it_can_be_stopped() -> None:
     chosen = plan("bowl", steps=120)
-    running = inner_loops.run(TaskShare(family="bowl"), Rule(build({"kind": "sgd"})), chosen, chosen.horizons)
+    running = inner_loops.run(PlannedTask(family="bowl"), Rule(build({"kind": "sgd"})), chosen, chosen.horizons)
     assert list(running) == [50, 100, 120]

@@ -20,13 +20,15 @@ class EvaluatedTask:
     """One family of optimizees, at one T, that all optimizers were tried on."""
 
     label: str
-    """The family and the parameters that were given, as `digits-mlp:activation=relu`."""
+    """The family and the parameters that were given, as `digits-mlp:activation=relu`; behind `with`, the distortion."""
     family: str
     parameters: dict[str, Any]
     weight: float
     """Its share in the ranking's scores."""
     steps: int
     """T."""
+    distortion: dict[str, Any] = field(default_factory=dict)
+    """What the optimizers were shown in the place of the truth, as `{"gradient_scale": 1e8}`."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -164,7 +166,7 @@ class EvaluationRequest:
     optimizers: list[str]
     """The learned optimizers: `NAME`, `NAME@7` or `NAME@ALIAS`."""
     tasks: list[dict[str, Any]] | None = None
-    """As in a recipe: `{"family": …, "parameters": {…}, "weight": 1.0}`."""
+    """As in a recipe: `{"family": …, "parameters": {…}, "weight": 1.0}`, and perhaps a `distortion`."""
     steps: _WholeNumber | None = None
     """T, the length of the inner loops."""
     horizons: list[_WholeNumber] | None = None
@@ -178,7 +180,7 @@ class EvaluationRequest:
     untuned: list[str] | None = None
     """Optimizers at their published defaults: baselines, or `soap`, `ademamix`, `prodigy`."""
     suite: str | None = None
-    """The name of a suite, `standard`: whatever else is absent is as it says."""
+    """The name of a suite, `standard` or `stress`: whatever else is absent is as it says."""
     cache: _TruthValue | None = None
     """false: compute everything anew, also what an earlier evaluation has computed."""
 

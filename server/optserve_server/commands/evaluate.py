@@ -24,7 +24,7 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="A suite, `standard`, or a TOML file: whatever other option is not given is as it says.",
+            help="A suite, `standard` or `stress`, or a TOML file: whatever other option is not given is as it says.",
             metavar="NAME|FILE",
         ),
     ] = None,
@@ -106,11 +106,14 @@ def evaluate(
 def _print_tables(result: "EvaluationResult") -> None:
     from rich.console import Console
 
-    from optserve_server.evaluation.tables import tables
+    from optserve_server.evaluation.stability import total
+    from optserve_server.evaluation.tables import names, tables
 
-    console = Console()
+    console = Console(highlight=False)
     for table in tables(result):
         console.print(table, "")
+    for name in names(result):
+        console.print(f"{name}: {total(result, name)} runs diverged")
 
 
 def _write_markdown(result: "EvaluationResult", file: Path) -> None:

@@ -8,10 +8,9 @@ import torch
 from optserve.wire.evaluations import Loss, TriedLearningRate
 from optserve_server.evaluation import inner_loops
 from optserve_server.evaluation.inner_loops import Measured
-from optserve_server.evaluation.plans import Plan
+from optserve_server.evaluation.plans import Plan, PlannedTask
 from optserve_server.evaluation.rules import BASELINES, Rule
 from optserve_server.evaluation.summaries import SOLVED, Losses, divergence, quantile, to_json
-from optserve_server.metatraining.tables import TaskShare
 
 FACTOR = 10 ** (1 / 3)
 """Between neighbouring learning rates."""
@@ -41,7 +40,7 @@ class Tuned:
 
 
 def tune(
-    task: TaskShare, name: str, plan: Plan, device: torch.device = inner_loops.CPU
+    task: PlannedTask, name: str, plan: Plan, device: torch.device = inner_loops.CPU
 ) -> Generator[int, None, list[Tuned]]:
     """Tune a baseline for each horizon of the plan; yields steps made.
 
@@ -57,7 +56,7 @@ def tune(
 
 
 def _tune(
-    task: TaskShare, rule: Rule, plan: Plan, horizons: Sequence[int], device: torch.device
+    task: PlannedTask, rule: Rule, plan: Plan, horizons: Sequence[int], device: torch.device
 ) -> Generator[int, None, list[Tuned]]:
     """Try a grid round the rule's middle, which grows as long as it has to for any of the horizons.
 

@@ -10,11 +10,10 @@ import torch
 from optserve.wire.evaluations import Curves, Loss
 from optserve_server.evaluation import baselines, fingerprints, inner_loops, plans
 from optserve_server.evaluation.inner_loops import Measured
-from optserve_server.evaluation.plans import Plan, PlanError
+from optserve_server.evaluation.plans import Plan, PlanError, PlannedTask
 from optserve_server.evaluation.rules import BASELINES, Rule
 from optserve_server.evaluation.summaries import Losses, divergence, quantile, to_json
 from optserve_server.evaluation.third_party import ThirdParty
-from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import Optimizer, Phi, weights
 
 
@@ -26,11 +25,11 @@ class Competitor(Protocol):
         """That results have for it."""
         ...
 
-    def fingerprints(self, plan: Plan, task: TaskShare, device: torch.device) -> list[str]:
+    def fingerprints(self, plan: Plan, task: PlannedTask, device: torch.device) -> list[str]:
         """Of its cells on one task, at each T of the plan."""
         ...
 
-    def curves(self, plan: Plan, task: TaskShare, device: torch.device) -> Generator[int, None, list[Curves]]:
+    def curves(self, plan: Plan, task: PlannedTask, device: torch.device) -> Generator[int, None, list[Curves]]:
         """Its curves on one task, at each T of the plan; yields steps made. They do not know the task's place."""
         ...
 
@@ -65,11 +64,11 @@ class Entrant:
             raise PlanError("optimizers", f"{name} is designed by hand; name it in `baselines`, where it is tuned")
         return cls(name, optimizer, phi, hashlib.sha256(data).hexdigest())
 
-    def fingerprints(self, plan: Plan, task: TaskShare, device: torch.device) -> list[str]:
+    def fingerprints(self, plan: Plan, task: PlannedTask, device: torch.device) -> list[str]:
         """They depend on the weights file."""
         return fingerprints.of_weights(plan, task, self.optimizer, self.sha256, device)
 
-    def curves(self, plan: Plan, task: TaskShare, device: torch.device) -> Generator[int, None, list[Curves]]:
+    def curves(self, plan: Plan, task: PlannedTask, device: torch.device) -> Generator[int, None, list[Curves]]:
         """There is nothing to tune."""
         phi = {name: weight.to(device) for name, weight in self.phi.items()}
         measured = yield from _at_every_horizon(plan, task, Rule(self.optimizer, phi), 1.0, device)
@@ -82,11 +81,11 @@ class Baseline:
 
     name: str
 
-    def fingerprints(self, plan: Plan, task: TaskShare, device: torch.device) -> list[str]:
+    def fingerprints(self, plan: Plan, task: PlannedTask, device: torch.device) -> list[str]:
         """They depend on how it is tuned."""
         return fingerprints.of_baseline(plan, task, self.name, device)
 
-    def curves(self, plan: Plan, task: TaskShare, device: torch.device) -> Generator[int, None, list[Curves]]:
+    def curves(self, plan: Plan, task: PlannedTask, device: torch.device) -> Generator[int, None, list[Curves]]:
         """At the best learning rate for each T."""
         tuned = yield from baselines.tune(task, self.name, plan, device)
         return [
@@ -113,11 +112,11 @@ class Untuned:
         """Not that of the tuned one, which may be there too."""
         return plans.untuned_name(self.kind)
 
-    def fingerprints(self, plan: Plan, task: TaskShare, device: torch.device) -> list[str]:
+    def fingerprints(self, plan: Plan, task: PlannedTask, device: torch.device) -> list[str]:
         """They depend on the version of the package that it is of."""
         return fingerprints.of_untuned(plan, task, self.kind, device)
 
-    def curves(self, plan: Plan, task: TaskShare, device: torch.device) -> Generator[int, None, list[Curves]]:
+    def curves(self, plan: Plan, task: PlannedTask, device: torch.device) -> Generator[int, None, list[Curves]]:
         """At the default."""
         rule = BASELINES.get(self.kind) or Rule(ThirdParty(self.kind))
         measured = yield from _at_every_horizon(plan, task, rule, rule.default, device)
@@ -129,7 +128,7 @@ class Untuned:
 
 
 def _at_every_horizon(
-    plan: Plan, task: TaskShare, rule: Rule, rate: float, device: torch.device
+    plan: Plan, task: PlannedTask, rule: Rule, rate: float, device: torch.device
 ) -> Generator[int, None, list[Measured]]:
     """At one rate; the horizons are points of one inner loop, unless the rule knows T."""
     measured: list[Measured] = []

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from optserve.wire.evaluations import Curves, EvaluationResult
+from optserve_server.evaluation import stability
 from optserve_server.evaluation.summaries import median_held_out
 from optserve_server.evaluation.tables import (
     COMPARED,
@@ -24,6 +25,8 @@ def document(result: EvaluationResult) -> str:
     if names(result, baseline=True):
         parts += _comparisons(result)
         parts += _families(result, every_horizon)
+    if any(task.distortion for task in result.tasks):
+        parts += _stability(result)
     parts += _cells(result)
     return "\n".join(parts)
 
@@ -48,6 +51,14 @@ def _families(result: EvaluationResult, every_horizon: Sequence[str]) -> Iterato
         for family in dict.fromkeys(task.family for task in result.tasks)
     )
     yield from _table(("optimizer", "family", *every_horizon), rows)
+
+
+def _stability(result: EvaluationResult) -> Iterator[str]:
+    yield "**Inner loops that diverged**\n"
+    everyone = list(dict.fromkeys(one.optimizer for one in result.curves))
+    found = {name: {**stability.tallies(result, name), "all": stability.total(result, name)} for name in everyone}
+    rows = ([condition, *(str(found[name][condition]) for name in everyone)] for condition in found[everyone[0]])
+    yield from _table(("condition", *everyone), rows)
 
 
 def _cells(result: EvaluationResult) -> Iterator[str]:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from optserve_server.evaluation.plans import Plan
+from optserve_server.evaluation.plans import Plan, PlannedTask
 from optserve_server.evaluation.rules import BASELINES
 from optserve_server.evaluation.third_party import PACKAGE
-from optserve_server.metatraining.tables import TaskShare
 from optserve_server.optimizers import Optimizer
 
 _ENGINE = (
+    "optserve_server.evaluation.distortions",
     "optserve_server.evaluation.inner_loops",
     "optserve_server.evaluation.rules",
     "optserve_server.evaluation.summaries",
@@ -35,13 +35,13 @@ _STEPPERS = "optserve_server.optimizers.steppers"
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
-def of_baseline(plan: Plan, task: TaskShare, name: str, device: torch.device) -> list[str]:
+def of_baseline(plan: Plan, task: PlannedTask, name: str, device: torch.device) -> list[str]:
     """Of a baseline on one task, at each T of the plan."""
     rule = BASELINES[name]
     return _fingerprints(plan, task, repr(rule), [_TUNING, *_with_imports(type(rule.optimizer).__module__)], device)
 
 
-def of_untuned(plan: Plan, task: TaskShare, name: str, device: torch.device) -> list[str]:
+def of_untuned(plan: Plan, task: PlannedTask, name: str, device: torch.device) -> list[str]:
     """Of an optimizer at its defaults on one task, at each T of the plan."""
     rule = BASELINES.get(name)
     if rule is None:
@@ -49,19 +49,20 @@ def of_untuned(plan: Plan, task: TaskShare, name: str, device: torch.device) -> 
     return _fingerprints(plan, task, f"{rule!r} at its default", _with_imports(type(rule.optimizer).__module__), device)
 
 
-def of_weights(plan: Plan, task: TaskShare, optimizer: Optimizer, sha256: str, device: torch.device) -> list[str]:
+def of_weights(plan: Plan, task: PlannedTask, optimizer: Optimizer, sha256: str, device: torch.device) -> list[str]:
     """Of a learned optimizer, whose weights file has that SHA-256, on one task, at each T of the plan."""
     modules = [*_with_imports(type(optimizer).__module__), *_with_imports(_STEPPERS)]
     return _fingerprints(plan, task, sha256, modules, device)
 
 
 def _fingerprints(
-    plan: Plan, task: TaskShare, competitor: str, modules: Iterable[str], device: torch.device
+    plan: Plan, task: PlannedTask, competitor: str, modules: Iterable[str], device: torch.device
 ) -> list[str]:
     family: Any = task.build()
     used = {*_ENGINE, *modules, *_with_imports(type(family).__module__)}
     content = {
         "task": [family.name, dataclasses.asdict(family)],
+        "distortion": task.distortion.model_dump(mode="json"),
         "seeds": [plan.seed, plan.seeds],
         "horizons": plan.horizons,
         "competitor": competitor,

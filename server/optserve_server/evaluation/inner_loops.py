@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optserve_server.evaluation.plans import Plan
+from optserve_server.evaluation.distortions import UNDISTORTED, DistortedStepper, Distortion
+from optserve_server.evaluation.plans import Plan, PlannedTask
 from optserve_server.evaluation.rules import Rule
 from optserve_server.evaluation.summaries import Losses
-from optserve_server.metatraining.tables import TaskShare
 from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
-from optserve_server.optimizers import Optimizer, Updates, initial_state
+from optserve_server.optimizers import Optimizer, Phi, Updates, initial_state
+from optserve_server.optimizers.steppers import Stepper
 from optserve_server.tasks.base import Batch, Theta, coordinates, has_other_rows, vectorized
 
 CPU = torch.device("cpu")
@@ -25,7 +26,8 @@ WINDOW = 50
 MAX_POINTS = 200
 """Of a curve, beside θ_0."""
 
-_FRESH_BATCHES = 16  # whose mean is the initial and the final loss: a single minibatch is too noisy to rank by
+_FRESH_BATCHES, _FRESH_ROWS = 16, 512
+"""The initial and the final loss are means over so many minibatches and rows: a single one is too noisy to rank by."""
 _LARGEST_THETA = 8_000_000  # coordinates that are stepped together; more learning rates than that take turns
 _SEED = 2_000_003  # apart from the seeds of meta-training and of validation, for tasks of generated data
 _SEED_OF_OTHER_ROWS = 3_000_017
@@ -43,6 +45,7 @@ class RepeatedGroup(Group):
     horizon: int = field(kw_only=True)
     seeds: int = field(kw_only=True)
     rates: Tensor = field(kw_only=True)
+    distortion: Distortion = field(kw_only=True)
     step: int = 0
 
     def draw_batch(self, generator: torch.Generator) -> Batch:
@@ -54,6 +57,11 @@ class RepeatedGroup(Group):
         every_rate = torch.func.vmap(vectorized(self.family), in_dims=(0, None, None))
         losses: Tensor = every_rate(theta.view(-1, self.seeds, theta.shape[1]), self.task_data, batch)
         return losses.flatten()
+
+    def stepper(self, optimizer: Optimizer, phi: Phi, steps: int, *, second_order: bool) -> Stepper:
+        """What steps the optimizer through the next window, and shows it what the distortion leaves of the truth."""
+        inner = super().stepper(optimizer, phi, steps, second_order=second_order)
+        return inner if self.distortion == UNDISTORTED else DistortedStepper(inner, self.distortion, self.step)
 
     def move(self, updates: Updates) -> None:
         """θ_{t+1} = θ_t + rate · factor · g_t."""
@@ -81,7 +89,7 @@ class Measured:
 
 
 def run(
-    task: TaskShare,
+    task: PlannedTask,
     rule: Rule,
     plan: Plan,
     horizons: Sequence[int],
@@ -119,7 +127,7 @@ def _windows(plan: Plan, steps: int) -> Iterator[tuple[int, int]]:
 
 
 def _run_together(
-    task: TaskShare, rule: Rule, plan: Plan, horizons: Sequence[int], rates: Sequence[float], device: torch.device
+    task: PlannedTask, rule: Rule, plan: Plan, horizons: Sequence[int], rates: Sequence[float], device: torch.device
 ) -> Generator[int, None, list[Measured]]:
     generator = torch.Generator(device).manual_seed(_SEED + plan.seed)
     group = _draw(task, rule, plan.seeds, horizons[-1], rates, generator)
@@ -137,7 +145,7 @@ def _run_together(
 
 
 def _draw(
-    task: TaskShare, rule: Rule, seeds: int, horizon: int, rates: Sequence[float], generator: torch.Generator
+    task: PlannedTask, rule: Rule, seeds: int, horizon: int, rates: Sequence[float], generator: torch.Generator
 ) -> RepeatedGroup:
     (group,) = draw_groups([task], [seeds], rule.optimizer, generator, "held-out")
     theta, state = group.theta.repeat(len(rates), 1), group.state
@@ -150,6 +158,7 @@ def _draw(
         horizon=horizon,
         seeds=seeds,
         rates=repeated,
+        distortion=task.distortion,
     )
 
 
@@ -206,5 +215,7 @@ def _mean_losses(group: RepeatedGroup, theta: Theta, generator: torch.Generator)
     losses = group.losses(theta, batch)
     if not batch:
         return losses
-    others = [group.losses(theta, group.draw_batch(generator)) for _ in range(_FRESH_BATCHES - 1)]
+    rows = getattr(group.family, "batch_size", _FRESH_ROWS)
+    count = max(_FRESH_BATCHES, -(-_FRESH_ROWS // rows))
+    others = [group.losses(theta, group.draw_batch(generator)) for _ in range(count - 1)]
     return torch.stack([losses, *others]).mean(dim=0)

@@ -11,6 +11,7 @@ from optserve.wire.evaluations import EvaluatedTask
 from optserve_server import descriptions
 from optserve_server.descriptions import DescriptionError, Table
 from optserve_server.evaluation import suites
+from optserve_server.evaluation.distortions import UNDISTORTED, Distortion
 from optserve_server.evaluation.rules import BASELINES
 from optserve_server.evaluation.third_party import CLASSES
 from optserve_server.metatraining.tables import TaskShare
@@ -49,6 +50,12 @@ def _rising(horizons: tuple[int, ...]) -> tuple[int, ...]:
     return horizons
 
 
+class PlannedTask(TaskShare):
+    """A family of optimizees; where there is a distortion, optimizers see them through it."""
+
+    distortion: Distortion = UNDISTORTED
+
+
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
@@ -62,9 +69,9 @@ class Plan(Table):
     """
 
     optimizers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
-    tasks: Annotated[tuple[TaskShare, ...], Field(min_length=1, max_length=MAX_TASKS)] = (
-        TaskShare(family="quadratic"),
-        TaskShare(family="digits-mlp"),
+    tasks: Annotated[tuple[PlannedTask, ...], Field(min_length=1, max_length=MAX_TASKS)] = (
+        PlannedTask(family="quadratic"),
+        PlannedTask(family="digits-mlp"),
     )
     steps: Steps = 100
     horizons: Annotated[tuple[Steps, ...], Field(min_length=1, max_length=MAX_HORIZONS), AfterValidator(_rising)] = (
@@ -165,17 +172,24 @@ def parse_task(text: str) -> dict[str, Any]:
 def described(plan: Mapping[str, Any]) -> list[EvaluatedTask]:
     """Each task of a plan at each T, as JSON has them; their families need not exist any more."""
     return [
-        EvaluatedTask(label(one["family"], one["parameters"]), one["family"], one["parameters"], one["weight"], steps)
+        EvaluatedTask(
+            label(one["family"], one["parameters"], one.get("distortion", {})),
+            *(one["family"], one["parameters"], one["weight"], steps),
+            distortion=one.get("distortion", {}),
+        )
         for one in plan["tasks"]
         for steps in plan.get("horizons", [plan["steps"]])  # a plan of before there were several has none
     ]
 
 
-def label(family: str, parameters: Mapping[str, Any]) -> str:
-    """A task as `parse_task` reads it; parameters that have their default are left out."""
-    if not parameters:
-        return family
-    return f"{family}:{','.join(f'{name}={_text(value)}' for name, value in parameters.items())}"
+def label(family: str, parameters: Mapping[str, Any], distortion: Mapping[str, Any] | None = None) -> str:
+    """A task as `parse_task` reads it; parameters that have their default are left out. Its distortion is behind it."""
+    own = f"{family}:{_assignments(parameters)}" if parameters else family
+    return f"{own} with {_assignments(distortion)}" if distortion else own
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={_text(value)}" for name, value in values.items())
 
 
 def _value(text: str) -> Any:
@@ -186,4 +200,6 @@ def _value(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value >= 1e6:
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

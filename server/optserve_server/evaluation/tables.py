@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from optserve.wire.evaluations import Comparison, Curves, EvaluatedTask, EvaluationResult, Loss
+from optserve_server.evaluation import stability
 from optserve_server.evaluation.comparisons import LARGEST_LOGARITHM, cells, comparison, geometric_mean
 from optserve_server.evaluation.summaries import final_loss, median_held_out
 
@@ -31,7 +32,10 @@ def tables(result: EvaluationResult) -> Iterator[Table]:
             yield _compared(f"Untuned optimizers beside {baselines[0]}", found)
     if len(result.tasks) > _MANY and any(map(at_edge, result.curves)):
         yield _edges(result)
-    yield _ranking(result)
+    if not baselines or any(task.distortion for task in result.tasks):
+        yield _stability(result)
+    if len(result.ranking) > 1:
+        yield _ranking(result)
 
 
 def names(result: EvaluationResult, *, baseline: bool = False, untuned: bool = False) -> list[str]:
@@ -175,6 +179,20 @@ def _edges(result: EvaluationResult) -> Table:
         task = result.tasks[one.task]
         rate = f"{one.learning_rate:.3g}"
         table.add_row(task.label, f"{task.steps:,}", one.optimizer, rate, str(len(one.learning_rates)))
+    return table
+
+
+def _stability(result: EvaluationResult) -> Table:
+    everyone = list(dict.fromkeys(one.optimizer for one in result.curves))
+    table = Table(title="Inner loops that diverged", title_justify="left", box=box.SIMPLE)
+    table.add_column("condition")
+    for column in ("runs", *everyone):
+        table.add_column(column, justify="right")
+    found = [stability.tallies(result, name) for name in everyone]
+    for condition, first in found[0].items():
+        table.add_row(condition, f"{first.runs:,}", *(f"{one[condition].diverged:,}" for one in found))
+    totals = [stability.total(result, name) for name in everyone]
+    table.add_row("all", f"{totals[0].runs:,}", *(f"{one.diverged:,}" for one in totals), style="bold")
     return table
 
 
