@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture serve bench reproduce lint scan audit fuzz format constraints venv clean
+.PHONY: help demo test torture serve bench reproduce tables lint scan audit fuzz format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -31,6 +31,10 @@ bench: $(VENV)/bench.stamp ## Run every benchmark, into benchmarks/results/
 
 reproduce: $(VENV)/dev.stamp ## Meta-train and evaluate as in the 2016 paper, and write docs/reproduction.md
 	@$(BIN)/python -m benchmarks.reproduction
+
+tables: $(VENV)/dev.stamp ## Evaluate the optimizers, and write the tables of README.md and docs/optimizers.md
+	@$(BIN)/python -m benchmarks.optimizers.steps
+	@$(BIN)/python -m benchmarks.optimizers
 
 lint: $(VENV)/dev.stamp ## Check style, types and the arrows between rooms
 	@$(BIN)/ruff check --quiet .
