@@ -96,6 +96,7 @@ def test_a_suite_of_ones_own_has_comparisons_pictures_and_a_document(
     assert "at the edge of their grid" not in result.stdout
     with Image.open(overview) as drawn:
         assert drawn.size[0] > 1000
+        with_held_out = drawn.size[1]
     assert curves.read_bytes().startswith(b"<?xml")
     page = document.read_text()
     assert "4 tasks, 4, 8 steps, 2 seeds." in page
@@ -111,6 +112,11 @@ def test_a_suite_of_ones_own_has_comparisons_pictures_and_a_document(
     assert [task["steps"] for task in found["tasks"]] == [3] * 4
     assert {one["optimizer"] for one in found["curves"]} == {"mine", "sgd"}
     assert len(list(own_cache.rglob("*.json"))) == 8 * 3 + 4 * 2  # what was computed anew is kept too
+    quadratics = ("--tasks", "quadratic:dimension=2", "--tasks", "quadratic:dimension=3", "--tasks", "classic-2d")
+    alone = evaluate(learned, *quadratics, "--steps", 3, "--seeds", 1, "--baselines", "sgd", "--overview", overview)
+    assert alone.exit_code == 0, alone.stderr
+    with Image.open(overview) as drawn:
+        assert drawn.size[1] < with_held_out - 150  # a row less
 
 
 def test_the_last_line_says_how_many_runs_diverged(learned: Path, tmp_path: Path) -> None:
@@ -133,6 +139,8 @@ def test_the_last_line_says_how_many_runs_diverged(learned: Path, tmp_path: Path
         (("--plot", "curves.pdf"), "must end in .svg or .png"),
         (("--overview", "curves.pdf"), "must end in .svg or .png"),
         (("--markdown", "nowhere/page.md"), "cannot be written"),
+        (("--overview", "o.png", "--suite", "stress"), "ratios to the first baseline, and there is none"),
+        (("--overview", "o.png", "--suite", "strss"), "did you mean 'stress'"),
         (("--horizons", "100;500"), "100;500 is no list of numbers; write 100,500"),
         (("--horizons", "500,100"), "does not grow"),
         (("--suite", "standart"), "did you mean 'standard'"),

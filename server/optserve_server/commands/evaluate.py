@@ -87,6 +87,8 @@ def evaluate(
         "cache": False if no_cache else None,
     }
     keys = plans.beside(_suite(suite), {name: value for name, value in given.items() if value is not None})
+    if overview is not None:
+        _require_baseline(keys)
     if local:
         result = _run_here([Path(reference) for reference in references], keys)
     else:
@@ -131,6 +133,18 @@ def _check_picture(picture: Path | None, option: str) -> None:
     if picture.suffix.lower() not in FORMATS:
         raise typer.BadParameter(f"{picture} must end in {' or '.join(FORMATS)}", param_hint=option)
     require_writable(picture, option)
+
+
+def _require_baseline(keys: Mapping[str, Any]) -> None:
+    from optserve_server.evaluation import plans
+
+    try:
+        baselines = plans.with_suite(keys).get("baselines")
+    except plans.PlanError as error:
+        raise typer.BadParameter(str(error)) from error
+    if baselines == []:
+        message = "shows ratios to the first baseline, and there is none; name one, as in --baselines adam"
+        raise typer.BadParameter(message, param_hint="--overview")
 
 
 def _plan(keys: Mapping[str, Any]) -> "Plan":

@@ -127,10 +127,15 @@ def parse(content: Mapping[str, Any]) -> Plan:
     Raises:
         PlanError: the first thing wrong with it; an unknown key's message names the nearest known one.
     """
-    return descriptions.parse(Plan, _with_suite(content), PlanError)
+    return descriptions.parse(Plan, with_suite(content), PlanError)
 
 
-def _with_suite(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_suite(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of a plan, and those of its suite that are absent.
+
+    Raises:
+        PlanError: there is no such suite.
+    """
     name = content.get("suite")
     if name is None:
         return content
