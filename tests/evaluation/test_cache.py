@@ -120,10 +120,16 @@ def test_a_fingerprint_is_of_the_code_that_runs_and_of_no_other(
         "optserve_server.optimizers.moments",
         "optserve_server.evaluation.baselines",
         "optserve_server.metatraining.trajectories",
+        "optserve_server.metatraining.differentiation",
+        "optserve_server.metatraining.captured",
     ):
         assert edited(module, "\n# A word.\n") == before
         assert edited(module, "\nWORD = 1\n") != before
-    for module in ("optserve_server.tasks.digits_mlp", "optserve_server.optimizers.hierarchical"):
+    for module in (
+        "optserve_server.tasks.digits_mlp",
+        "optserve_server.optimizers.hierarchical",
+        "optserve_server.metatraining.outer_loop",
+    ):
         assert edited(module, "\nWORD = 1\n") == before
     for cached in (fingerprints._code, fingerprints._parsed, fingerprints._with_imports):
         cached.cache_clear()

@@ -26,9 +26,10 @@ _ENGINE = (
     "optserve_server.evaluation.inner_loops",
     "optserve_server.evaluation.rules",
     "optserve_server.evaluation.summaries",
-    "optserve_server.metatraining.differentiation",
     "optserve_server.metatraining.trajectories",
 )
+_DIFFERENTIATION = "optserve_server.metatraining.differentiation"
+_KERNELS = "optserve_server.optimizers.kernels"
 _TUNING = "optserve_server.evaluation.baselines"
 _THIRD_PARTY = "optserve_server.evaluation.third_party"
 _STEPPERS = "optserve_server.optimizers.steppers"
@@ -59,7 +60,8 @@ def _fingerprints(
     plan: Plan, task: PlannedTask, competitor: str, modules: Iterable[str], device: torch.device
 ) -> list[str]:
     family: Any = task.build()
-    used = {*_ENGINE, *modules, *_with_imports(type(family).__module__)}
+    engine = {*_ENGINE, *_with_imports(_DIFFERENTIATION, _KERNELS)}
+    used = {*engine, *modules, *_with_imports(type(family).__module__)}
     content = {
         "task": [family.name, dataclasses.asdict(family)],
         "distortion": task.distortion.model_dump(mode="json"),
@@ -74,14 +76,14 @@ def _fingerprints(
 
 
 @cache
-def _with_imports(module: str) -> frozenset[str]:
-    """A module and those that it imports, directly or not, of its own room: of the package or file that it is in."""
-    room = module.rpartition(".")[0] or module
+def _with_imports(module: str, *others: str) -> frozenset[str]:
+    """A module and those that it imports, directly or not, of the package or file that it is in, and of `others`."""
+    rooms = tuple(f"{room}." for room in (module.rpartition(".")[0] or module, *others))
     found, new = set(), [module]
     while new:
         one = new.pop()
         found.add(one)
-        new += [name for name in _imports(one) if name.startswith(f"{room}.") and name not in found]
+        new += [name for name in _imports(one) if name.startswith(rooms) and name not in found]
     return frozenset(found)
 
 
@@ -96,8 +98,17 @@ def _imports(module: str) -> Iterator[str]:
 
 
 def _statements(body: Sequence[Any]) -> Iterator[Any]:
-    """Those of functions and branches too. No expression imports anything, and there are many."""
+    """Those of functions and branches too. No expression imports anything, and there are many.
+
+    What stands under `if TYPE_CHECKING` is never run.
+    """
     for statement in body:
+        if (
+            isinstance(statement, ast.If)
+            and isinstance(statement.test, ast.Name)
+            and statement.test.id == "TYPE_CHECKING"
+        ):
+            continue
         yield statement
         for inner in ("body", "orelse", "handlers", "finalbody"):
             yield from _statements(getattr(statement, inner, ()))
