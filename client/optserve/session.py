@@ -15,6 +15,7 @@ from optserve.errors import ReplyInvalid, SessionExpired, SessionNotFound
 from optserve.exchange import Awaited, Blocking, Exchange, exchange
 from optserve.layout import VALUES, Float32, Layout
 from optserve.resource import Resource, segment, to_json
+from optserve.wire import HEADER_GUARD
 from optserve.wire.bodies import (
     CheckpointInfo,
     Digest,
@@ -26,10 +27,18 @@ from optserve.wire.bodies import (
     SessionPatch,
 )
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
+from optserve.wire.guard import GuardEvent, GuardNote, parse_notes
 
 _BINARY = {"Content-Type": OCTET_STREAM}
 _SAFETENSORS = {"Content-Type": SAFETENSORS}
 _JSON = {"Content-Type": JSON}
+
+
+class Updates(dict[str, Float32]):
+    """The updates g_t by parameter name, and in `guard` what the session's update guard did, mostly nothing."""
+
+    guard: list[GuardNote]
+
 
 AnySession = TypeVar("AnySession", bound="SharedSession[Any]")
 
@@ -44,6 +53,7 @@ class SharedSession(Resource, Generic[AnySession]):
         parameters: the shape of each parameter by name, in declared order.
         coordinates: how many numbers they are.
         next_step: the only step it takes next.
+        guard_notes: what the session's update guard did at the last step; empty where it did nothing, as it should be.
     """
 
     def __init__(self, connection: Any, info: SessionInfo) -> None:
@@ -54,6 +64,7 @@ class SharedSession(Resource, Generic[AnySession]):
         self.optimizer = info.optimizer
         self.parameters = self._layout.shapes
         self.coordinates = info.coordinates
+        self.guard_notes: list[GuardNote] = []
         self._update(info)
 
     def __repr__(self) -> str:
@@ -67,7 +78,7 @@ class SharedSession(Resource, Generic[AnySession]):
     @exchange
     def step(
         self, gradients: Mapping[str, Any], loss: SupportsFloat | None = None, skip: Collection[str] = ()
-    ) -> Exchange[dict[str, Float32]]:
+    ) -> Exchange[Updates]:
         """Send the gradients ∇_t, receive the updates g_t: θ_{t+1} = θ_t + g_t.
 
         After a lost connection it is sent again and the server takes it once. After ConnectionFailed, call it again
@@ -79,7 +90,8 @@ class SharedSession(Resource, Generic[AnySession]):
             skip: parameters without a gradient this time: their hidden state stands still, and no update comes back.
 
         Returns:
-            The updates by parameter name, float32. They are views of one array, for the caller to write to.
+            The updates by parameter name, float32. They are views of one array, for the caller to write to. Their
+            `guard` tells what the update guard did.
 
         Raises:
             GradientsInvalid: a wrong name or shape, a NaN or an infinity; the hidden state is untouched.
@@ -87,7 +99,9 @@ class SharedSession(Resource, Generic[AnySession]):
         """
         skip = frozenset(skip)
         flat = yield from self._step(self._layout.flatten(gradients, skip), loss, skip)
-        return self._layout.split(flat, skip)
+        updates = Updates(self._layout.split(flat, skip))
+        updates.guard = self.guard_notes
+        return updates
 
     @exchange
     def step_flat(
@@ -95,7 +109,8 @@ class SharedSession(Resource, Generic[AnySession]):
     ) -> Exchange[Float32]:
         """`step` for one array [coordinates]: the parameters flattened and concatenated in declared order.
 
-        What `skip` names is left out of the array and of the answer. float32 is sent without a copy.
+        What `skip` names is left out of the array and of the answer. float32 is sent without a copy. `guard_notes`
+        tells what the update guard did.
         """
         skip = frozenset(skip)
         return (yield from self._step(self._layout.accept(gradients, skip), loss, skip))
@@ -107,6 +122,7 @@ class SharedSession(Resource, Generic[AnySession]):
         if len(response.content) != gradients.nbytes:
             raise ReplyInvalid(f"the reply has {len(response.content)} bytes, but the updates are {gradients.nbytes}")
         self.next_step = step + 1
+        self.guard_notes = parse_notes(response.headers.get(HEADER_GUARD, ""))
         return self._layout.read(response.content)
 
     @exchange
@@ -194,6 +210,11 @@ class SharedSession(Resource, Generic[AnySession]):
     def history(self) -> Exchange[list[HistoryItem]]:
         """Loss and norms of the steps taken, the oldest first; thinned evenly to at most 2,000, with the last."""
         return (yield from self._get(History, f"{self._path}/history")).items
+
+    @exchange
+    def guard_events(self) -> Exchange[list[GuardEvent]]:
+        """When the update guard put parameters under its fallback, and back; the newest 200, the oldest first."""
+        return (yield from self._get(History, f"{self._path}/history")).guard_events
 
     @exchange
     def state(self) -> Exchange[bytes]:

@@ -32,6 +32,7 @@ class SharedSessions(Resource, Generic[AnySession]):
         horizon: int | None = None,
         label: str = "",
         ttl_seconds: float = 86400,
+        guard: Mapping[str, Any] | bool | None = None,
     ) -> Exchange[AnySession]:
         """Create a session.
 
@@ -43,14 +44,18 @@ class SharedSessions(Resource, Generic[AnySession]):
             horizon: how many steps the loop plans, where it knows.
             label: for people, in lists and on the dashboard.
             ttl_seconds: the session expires this long after its last step.
+            guard: the update guard: `max_update_rms`, `patience` and `fallback`, those that are not to have their
+                defaults; True for the defaults, False for none. None: a learned optimizer has one.
 
         Raises:
             OptimizerNotFound: no optimizer of that name.
+            RequestInvalid: an option of the guard that is none, or out of its range.
             HyperparametersInvalid: an unknown name or a value out of its range.
             StateTooLarge: the server has no room for the hidden state.
         """
+        table = dict(guard) if isinstance(guard, Mapping) else guard
         request = SessionRequest(
-            declare(parameters), optimizer, dtype, dict(hyperparameters or {}), horizon, label, ttl_seconds
+            declare(parameters), optimizer, dtype, dict(hyperparameters or {}), horizon, label, ttl_seconds, guard=table
         )
         return self._session((yield from self._create(SessionInfo, "/sessions", to_json(request))))
 

@@ -38,6 +38,7 @@ from optserve_server.api.traffic import Drain, Traffic
 from optserve_server.api.versions import VersionCache
 from optserve_server.machine import memory_bytes
 from optserve_server.optimizers.fused import compile_kernels
+from optserve_server.optimizers.kernels.guard import compile_guard
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
 from optserve_server.sessions.pages import StateMemory
@@ -80,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = drain = Drain()
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
     compile_kernels()
+    compile_guard()
     versioned = APIRouter(prefix=API_PREFIX)
     for resource in (
         sessions,

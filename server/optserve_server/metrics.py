@@ -7,6 +7,7 @@ Names and units are those of https://prometheus.io/docs/practices/naming: second
 """
 
 import asyncio
+from collections.abc import Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +20,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+
+from optserve.wire.guard import BACK, HELD
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series of each, which nobody asks for
 
@@ -62,6 +65,27 @@ def step_taken(coordinates: int, *, queue: float, compute: float, journal: float
     _COMPUTE.observe(compute)
     if journal is not None:
         _JOURNAL.observe(journal)
+
+
+GUARD_EVENTS = Counter(
+    "optserve_guard_events",
+    "Parameter tensors that an update guard has put under its fallback, or back under their optimizer",
+    ["event", "reason"],
+    registry=REGISTRY,
+)
+GUARDED_STEPS = Counter(
+    "optserve_guarded_steps", "Steps answered with a tensor under the fallback of an update guard", registry=REGISTRY
+)
+
+
+def guard_acted(notes: Iterable[tuple[str, str, int]]) -> None:
+    """Count what a guard did at a step: event, reason and number of tensors each."""
+    events = list(notes)
+    for event, reason, tensors in events:
+        if event != HELD:
+            GUARD_EVENTS.labels(event, reason).inc(tensors)
+    if any(event != BACK for event, _, _ in events):
+        GUARDED_STEPS.inc()
 
 
 # --- sessions: whoever opens the store gives these their functions, `SESSIONS.labels("awake").set_function(…)` --------

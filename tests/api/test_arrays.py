@@ -120,7 +120,7 @@ def test_the_arrays_can_be_read_by_anyone(new_loop, gradients, with_arrays):
     loop.step(2, sent[2][35:], skip="encoder.weight")
     arrays, metadata = tensors.decode(loop.state())
     columns = json.loads(metadata["columns"])
-    assert columns == {"clock": [1] * 4, "rows": [7, 5, 1, 8], "columns": [5, 0, 0, 6]}
+    assert columns == {"clock": [1] * 4, "rows": [7, 5, 1, 8], "columns": [5, 0, 0, 6], "guard": [1] * 4}
     assert arrays["tensors.clock"].tolist() == [[2, 3, 3, 3]]
     squares = [(flat[:35].reshape(7, 5) ** 2).mean(axis=1) for flat in sent]
     np.testing.assert_allclose(arrays["tensors.rows"][0, :7], 0.1 * (0.9 * squares[0] + squares[1]), rtol=1e-5)
@@ -128,7 +128,7 @@ def test_the_arrays_can_be_read_by_anyone(new_loop, gradients, with_arrays):
     loop = new_loop("random-hierarchical", SHAPES)
     loop.step(0, gradients(65), loss=2.5)
     arrays, metadata = tensors.decode(loop.state())
-    assert set(json.loads(metadata["columns"])) == {"clock", "scheduler", "drift", "alignment"}
+    assert set(json.loads(metadata["columns"])) == {"clock", "scheduler", "drift", "alignment", "guard"}
     assert arrays["session.steps"].tolist() == [[1.0]]
     assert arrays["session.losses"][:3, 0].tolist() == [1.0, 2.5, 2.5]
 

@@ -30,6 +30,7 @@ KINDS = {
     "rmsprop, some parameters skipped": ({"optimizer": "rmsprop"}, OCTETS),
     "float16": ({"optimizer": "adam", "dtype": "float16"}, OCTETS),
     "bfloat16": ({"optimizer": "random-lstm", "dtype": "bfloat16"}, OCTETS),
+    "guarded": ({"optimizer": "random-lstm", "guard": {"max_update_rms": 0.0024, "patience": 3}}, OCTETS),
     "large": ({"optimizer": "adam", "shapes": {"w": (90_000,)}}, OCTETS),
 }
 
@@ -52,7 +53,7 @@ def body(loop, media_type, step, skip):
 
 
 def take(loop, kind, step):
-    """A step as this kind of session takes it, and what may come before it; the reply's bytes."""
+    """A step as this kind of session takes it, and what may come before it; the reply's bytes and what a guard did."""
     media_type, query = KINDS[kind][1], {}
     if "betas" in kind and step == 20:
         assert loop.http.patch(loop.path, json={"hyperparameters": {"betas": [0.5, 0.9]}}).status_code == 200
@@ -68,7 +69,7 @@ def take(loop, kind, step):
     assert reply.status_code == 200, reply.text
     assert "optserve-resumed" not in reply.headers
     assert reply.headers["optserve-durability"] == "synced"
-    return reply.content
+    return reply.content, reply.headers.get("optserve-guard")
 
 
 def import_random(http):
@@ -144,6 +145,16 @@ def test_a_session_goes_on_as_if_nothing_had_happened(killed, kind):
     assert take(outcome.loop, kind, STEPS - 1) == outcome.last
     assert [take(outcome.loop, kind, step) for step in range(STEPS, STEPS + 3)] == outcome.expected
     assert outcome.loop.get("/digest") == outcome.digest
+
+
+def test_a_guard_goes_on_too_and_its_events_are_kept(killed):
+    http, outcomes, _ = killed
+    events, expected = (
+        [event for event in Loop(http, loop.info).get("/history")["guard_events"] if event["step"] < STEPS]
+        for loop in (outcomes["guarded"].loop, outcomes["guarded"].uninterrupted)
+    )
+    assert events == expected
+    assert {event["event"] for event in events} == {"fallback", "back"}
 
 
 def test_checkpoints_deletions_and_idempotency_keys_outlive_the_server(killed):

@@ -145,7 +145,7 @@ def test_rewind_and_fork(session):
     assert (fork.next_step, fork.optimizer, fork.parameters) == (2, session.optimizer, session.parameters)
     assert fork.id != session.id
     assert fork.digest() == taken[2][0]
-    assert same(fork.step(gradients(2)), taken[2][1])
+    assert same(fork.step(gradients(2), loss=2), taken[2][1])
     with session.fork() as present:
         assert present.digest() == session.digest() == fork.digest()
     fork.close()
@@ -336,7 +336,7 @@ def test_the_asynchronous_client_does_the_same(server, client, optimizer):
     updates, digest = asyncio.run(run())
     blocking = client.sessions.create(optimizer, SHAPES)
     assert isinstance(blocking, Session)
-    assert all(same(blocking.step(gradients(seed)), updates[seed]) for seed in range(3))
+    assert all(same(blocking.step(gradients(seed), loss=1.0), updates[seed]) for seed in range(3))
     assert blocking.digest() == digest
 
 

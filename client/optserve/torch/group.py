@@ -1,5 +1,6 @@
 """One parameter group's session on the server."""
 
+import logging
 from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,15 @@ from optserve.errors import OptimizerNotFound, StepConflict, VersionNotFound
 from optserve.session import Session
 from optserve.torch import state
 from optserve.torch.gradients import Gathered
+from optserve.wire.guard import BACK, HELD, GuardNote
+
+log = logging.getLogger("optserve")
+
+_REASONS = {
+    "non-finite": "the optimizer's update was not finite",
+    "update-rms": "the optimizer's update was too large",
+    "loss-rise": "the loss has been far above its best for long",
+}
 
 
 class Version(NamedTuple):
@@ -40,7 +50,13 @@ class GroupSession:
         except StepConflict:
             self._session.refresh()  # the server took a step whose reply was lost for good: the next one can go on
             raise
+        self._tell_of_guard()
         return torch.from_numpy(updates)
+
+    def _tell_of_guard(self) -> None:
+        for note in self._session.guard_notes:
+            if note.event != HELD:
+                log.warning("step %d of session %s: %s", self._session.next_step - 1, self._session.id, _sentence(note))
 
     def state(self) -> dict[Tensor, dict[str, Any]]:
         """Each parameter's part of h_t, as PyTorch keeps it."""
@@ -61,6 +77,16 @@ class GroupSession:
 
     def _sizes(self) -> list[int]:
         return [parameter.numel() for parameter in self.parameters]
+
+
+def _sentence(note: GuardNote) -> str:
+    """What the update guard did, for people."""
+    more = f" and {note.count - len(note.tensors)} more" if note.count > len(note.tensors) else ""
+    who = ", ".join(note.tensors) + more
+    afresh = "; hidden state that was not finite began again at 0" if note.afresh else ""
+    if note.event == BACK:
+        return f"the optimizer's own updates are back for {who} (after {note.reason}{afresh})"
+    return f"the update guard steps {who} by Adam for now: {_REASONS.get(note.reason, note.reason)}{afresh}"
 
 
 def find(client: Client, version: Version) -> str:

@@ -64,6 +64,8 @@ class RemoteOptimizer(Optimizer):
         horizon: how many steps the loop plans, where it knows; optimizers that schedule use it.
         label: names the sessions for people.
         ttl_seconds: a session expires this long after its last step, and its hidden state with it.
+        guard: the update guard of the sessions, as `client.sessions.create` takes it. The logger `optserve` warns of
+            each thing that it does.
         on_nonfinite: at a NaN or an infinity among the gradients, `raise` GradientsInvalid or `skip` the step.
         **hyperparameters: `lr`, which multiplies every update (1 for a learned optimizer, PyTorch's default for a
             hand-designed one), and the hand-designed ones' own, with PyTorch's names and defaults.
@@ -71,6 +73,7 @@ class RemoteOptimizer(Optimizer):
     Raises:
         OptimizerNotFound: no optimizer of that name.
         HyperparametersInvalid: an unknown hyperparameter, or a value out of its range.
+        RequestInvalid: an option of the guard that is none, or a value out of its range.
         ConnectionFailed: no server answers.
     """
 
@@ -83,6 +86,7 @@ class RemoteOptimizer(Optimizer):
         horizon: int | None = None,
         label: str = "",
         ttl_seconds: float = 86400,
+        guard: Mapping[str, Any] | bool | None = None,
         on_nonfinite: str = "raise",
         **hyperparameters: Any,
     ) -> None:
@@ -94,7 +98,7 @@ class RemoteOptimizer(Optimizer):
         if not (client is None or isinstance(client, Client | str)):
             raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
         self._client = client if isinstance(client, Client) else Client(client)
-        self._plan: dict[str, Any] = {"horizon": horizon, "label": label, "ttl_seconds": ttl_seconds}
+        self._plan: dict[str, Any] = {"horizon": horizon, "label": label, "ttl_seconds": ttl_seconds, "guard": guard}
         self._on_nonfinite = on_nonfinite
         self._sessions: dict[Tensor, GroupSession] = {}  # by the first parameter they step
         self._infos: dict[str, OptimizerInfo] = {}
@@ -221,7 +225,8 @@ class RemoteOptimizer(Optimizer):
     def _try_out(self, reference: str | None, hyperparameters: dict[str, Any]) -> Version:
         """Let the server check the reference and the hyperparameters, on a session that is closed at once."""
         values = {name: number(value) for name, value in hyperparameters.items() if name != "lr"}
-        with self._client.sessions.create(reference, {"tried": (1,)}, hyperparameters=values) as session:
+        guard = self._plan.get("guard")
+        with self._client.sessions.create(reference, {"tried": (1,)}, hyperparameters=values, guard=guard) as session:
             return Version(session.optimizer.name, session.optimizer.version, session.optimizer.sha256)
 
     def _session(self, group: dict[str, Any]) -> GroupSession:

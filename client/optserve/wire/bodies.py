@@ -7,6 +7,7 @@ reads the same classes: `__pydantic_config__` forbids unknown keys and takes the
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from optserve.wire.guard import GuardEvent
 from optserve.wire.schema import REPLY as _REPLY
 from optserve.wire.schema import REQUEST as _REQUEST
 from optserve.wire.schema import Number as _Number
@@ -58,6 +59,9 @@ class SessionRequest:
     label: str = ""
     ttl_seconds: _Number = 86400
     """The session expires this long after its last step."""
+    guard: dict[str, Any] | _TruthValue | None = None
+    """The update guard: a table of `max_update_rms`, `patience` and `fallback`, true for their defaults, or false for
+    none. Absent, a learned optimizer has one and a hand-designed one has none."""
 
     __pydantic_config__: ClassVar[Any] = _REQUEST
 
@@ -70,6 +74,20 @@ class OptimizerReference:
     version: int
     sha256: str
     """Of the version's weights file."""
+
+    __pydantic_config__: ClassVar[Any] = _REPLY
+
+
+@dataclass(slots=True)
+class GuardInfo:
+    """A session's update guard."""
+
+    max_update_rms: float
+    """The largest root mean square of one tensor's update, in the parameters' units."""
+    patience: int
+    """So many steps the loss may be too high; and so many a tensor stays in the fallback without a new cause."""
+    fallback: str
+    """What takes the place of the optimizer's own updates: `adam`."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -94,6 +112,8 @@ class SessionInfo:
     """RFC 3339, UTC."""
     expires_at: str
     """RFC 3339, UTC; each step moves it."""
+    guard: GuardInfo | None = None
+    """Null where the session has none."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 
@@ -186,6 +206,8 @@ class History:
     """The steps of a session, the oldest first; thinned evenly to at most 2,000, always with the last."""
 
     items: list[HistoryItem]
+    guard_events: list[GuardEvent] = field(default_factory=list)
+    """What the session's update guard did, the newest 200, the oldest first."""
 
     __pydantic_config__: ClassVar[Any] = _REPLY
 

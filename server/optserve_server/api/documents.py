@@ -11,6 +11,7 @@ from optserve.wire import (
     API_PREFIX,
     APPROXIMATE,
     HEADER_DURABILITY,
+    HEADER_GUARD,
     HEADER_RESUMED,
     HEADER_SERVER_TIMING,
     HEADER_STEP,
@@ -128,6 +129,12 @@ _STEP_REPLY = {
         HEADER_DURABILITY: {
             "description": "Whether the step was synced to the disk before the reply, or only written",
             "schema": {"type": "string", "enum": [SYNCED, RELAXED]},
+        },
+        HEADER_GUARD: {
+            "description": "There where the update guard did something: what (`event`), why (`reason`), to how many "
+            "tensors (`count`), of which the first few are named; a list of inner lists (RFC 9651)",
+            "schema": {"type": "string"},
+            "example": '("w" "b");event=fallback;reason=update-rms;count=2',
         },
         HEADER_RESUMED: {
             "description": "There once, where the steps before were replayed with other bits than they had",

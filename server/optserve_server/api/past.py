@@ -13,6 +13,7 @@ from optserve_server.api.problems import responses
 from optserve_server.api.sessions import SessionId, describe
 from optserve_server.api.states import GONE
 from optserve_server.sessions import rewinding
+from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import RequestInvalid
 from optserve_server.sessions.holdings import Allowance
 
@@ -70,6 +71,10 @@ async def fork(
 
 @router.get("/history", summary="Loss and norms of the steps", responses=responses(*GONE))
 async def get_history(session_id: SessionId, caller: UsesCaller, store: UsesStore) -> History:
-    """The steps that led to the hidden state, the oldest first, thinned evenly; always with the last."""
+    """The steps that led to the hidden state, the oldest first, thinned evenly; and what the update guard did."""
     session = await store.get(session_id, caller.owners)
-    return History(await store.turns.run(session, lambda awake: awake.history.items()))
+
+    def tell(awake: Awake) -> History:
+        return History(awake.history.items(), list(awake.history.guard_events))
+
+    return await store.turns.run(session, tell)

@@ -1,14 +1,22 @@
 """Sessions: create, list, read, change, delete."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response, status
 
 from optserve.wire import API_PREFIX, problems
-from optserve.wire.bodies import OptimizerReference, Page, Parameter, SessionInfo, SessionPatch, SessionRequest
+from optserve.wire.bodies import (
+    GuardInfo,
+    OptimizerReference,
+    Page,
+    Parameter,
+    SessionInfo,
+    SessionPatch,
+    SessionRequest,
+)
 from optserve.wire.gradients import STORAGE
 from optserve_server.api.authorisation import UsesCaller
 from optserve_server.api.bodies import JsonRoute
@@ -17,6 +25,7 @@ from optserve_server.api.problems import responses
 from optserve_server.naming import shown
 from optserve_server.sessions.changing import update
 from optserve_server.sessions.errors import RequestInvalid
+from optserve_server.sessions.guard_options import guard_options
 from optserve_server.sessions.holdings import Allowance
 from optserve_server.sessions.layout import MAX_PARAMETERS, lay_out
 from optserve_server.sessions.plan import Plan
@@ -63,6 +72,7 @@ async def create_session(
         room = settings.max_body_bytes // STORAGE[body.dtype].itemsize
         layout = lay_out([(one.name, one.shape) for one in body.parameters], room)
         version = await versions.resolve(settings.default_optimizer if body.optimizer is None else body.optimizer)
+        plan = replace(plan, guard=guard_options(body.guard, learned=version.optimizer.learned))
         allowance = Allowance(caller.limits.sessions, caller.limits.coordinates)
         session = await store.create(version, layout, plan, idempotency_key, fingerprint, allowance)
     response.headers["Location"] = f"{API_PREFIX}/sessions/{session.id}"
@@ -127,7 +137,7 @@ async def delete_session(session_id: SessionId, caller: UsesCaller, store: UsesS
 def describe(session: Session) -> SessionInfo:
     """A session as JSON tells of it."""
     description, settings = session.description, session.settings
-    version = description.version
+    version, guard = description.version, description.plan.guard
     return SessionInfo(
         id=session.id,
         optimizer=OptimizerReference(version.name, version.number, version.sha256),
@@ -141,6 +151,7 @@ def describe(session: Session) -> SessionInfo:
         ttl_seconds=settings.ttl_seconds,
         created_at=rfc3339(description.created_at),
         expires_at=rfc3339(session.expires_at),
+        guard=None if guard is None else GuardInfo(**asdict(guard)),
     )
 
 

@@ -132,9 +132,9 @@ async def put_parameters(request: Request) -> Response:
 
 
 def _longest_state(awake: Awake) -> int:
-    layout, arrays = awake.layout, awake.array_layout
+    layout = awake.layout
     numbers = layout.coordinates * (awake.arena.features + 1) + 2 * len(layout.parameters)
-    return numbers * 4 + arrays.bytes + state.longest_header(awake)
+    return numbers * 4 + awake.array_bytes + state.longest_header(awake)
 
 
 async def _session(request: Request) -> tuple[SessionStore, Session]:

@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
+import structlog
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
@@ -12,6 +14,7 @@ from starlette.responses import Response
 from optserve.wire import (
     APPROXIMATE,
     HEADER_DURABILITY,
+    HEADER_GUARD,
     HEADER_RESUMED,
     HEADER_SERVER_TIMING,
     HEADER_STEP,
@@ -19,6 +22,7 @@ from optserve.wire import (
     SYNCED,
     problems,
 )
+from optserve.wire.guard import HELD, GuardNote, format_notes
 from optserve_server import metrics
 from optserve_server.api import forms, json_form
 from optserve_server.api.accounts import Account
@@ -34,6 +38,8 @@ from optserve_server.sessions.plan import MAX_STEPS
 from optserve_server.sessions.stepping import StepReply, StepRequest
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.store import SessionStore
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(tags=["sessions"], route_class=PlainRoute)
 
@@ -80,6 +86,8 @@ async def take_step(request: Request) -> Response:
     reply = await stepping.take_step(store.turns, session, asked)
     account: Account = request.state.account
     account.steps += 1
+    if reply.guard_notes and not reply.is_repeated:
+        _tell_of_guard(number, reply.guard_notes)
     metrics.step_taken(gradients.selection.coordinates, queue=reply.queue, compute=reply.compute, journal=reply.journal)
     return Response(reply.body, 200, _headers(number, reply, store), form)
 
@@ -91,7 +99,16 @@ def _headers(number: int, reply: StepReply, store: SessionStore) -> dict[str, st
         HEADER_DURABILITY: SYNCED if store.sync else RELAXED,
         HEADER_SERVER_TIMING: ", ".join(f"{part};dur={seconds * 1e3:.3f}" for part, seconds in parts),
         **({HEADER_RESUMED: APPROXIMATE} if reply.is_approximate else {}),
+        **({HEADER_GUARD: format_notes(reply.guard_notes)} if reply.guard_notes else {}),
     }
+
+
+def _tell_of_guard(step: int, notes: Sequence[GuardNote]) -> None:
+    metrics.guard_acted((note.event, note.reason, note.count) for note in notes)
+    for note in notes:
+        if note.event != HELD:
+            told = {"reason": note.reason, "count": note.count, "tensors": note.tensors, "afresh": note.afresh}
+            log.warning(f"update guard: {note.event}", step=step, **told)
 
 
 def _step_number(text: str) -> int:

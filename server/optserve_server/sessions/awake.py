@@ -9,19 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve.wire.gradients import STORAGE, widen
+from optserve.wire.guard import GuardNote
 from optserve_server.optimizers import Observations, Optimizer, Updates
 from optserve_server.optimizers.base import PAGE
+from optserve_server.optimizers.guard import GUARD_VERSION
 from optserve_server.optimizers.serving import kernel_identity
 from optserve_server.sessions.errors import (
     HyperparametersInvalid,
     ParametersNeeded,
     StepConflict,
 )
+from optserve_server.sessions.guarding import Guard
 from optserve_server.sessions.history import HISTORY_BYTES, History, norm
-from optserve_server.sessions.layout import Layout
+from optserve_server.sessions.layout import Layout, Selection
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.parallel import step_in_shares
-from optserve_server.sessions.plan import ServedVersion, configured
+from optserve_server.sessions.plan import Plan, ServedVersion, configured
 from optserve_server.sessions.steps import Numbers, StepGradients, collect, spread
 from optserve_server.sessions.storage.records import digest
 from optserve_server.sessions.whole import ArrayLayout, Arrays, step_whole
@@ -47,8 +50,7 @@ class Awake:
         version: ServedVersion,
         optimizer: Optimizer,
         layout: Layout,
-        dtype: str,
-        horizon: int | None,
+        plan: Plan,
         arena: Arena,
         memory: StateMemory,
     ) -> None:
@@ -60,7 +62,7 @@ class Awake:
         self.version = version
         self.optimizer = optimizer  # the version's, with the session's hyperparameters
         self.layout = layout
-        self.dtype = dtype
+        self.dtype = plan.dtype
         self.arena = arena
         self.next_step = 0
         self.clocks = np.zeros(len(layout.parameters), np.int64)
@@ -70,21 +72,24 @@ class Awake:
         self.replay_seconds = 0.0  # of computation, since the state that a snapshot has
         self.is_approximate = False  # whether it was replayed with other bits, and nobody has been told
         self.closed = False
-        self._horizon = None if horizon is None else torch.tensor(float(horizon))
+        self._horizon = None if plan.horizon is None else torch.tensor(float(plan.horizon))
         self._memory = memory
         self._vector_bytes = layout.pages * PAGE * FLOAT_BYTES
         self.array_layout = ArrayLayout(optimizer, layout)
+        self.guard = None if plan.guard is None else Guard(plan.guard, self.array_layout)
         # What `last` keeps, the history, the arrays, what a step takes, and the names.
-        of_arrays = self.array_layout.bytes + self.array_layout.scratch_bytes
+        of_arrays = self.array_bytes + self.array_layout.scratch_bytes
         self._own_bytes = 2 * self._vector_bytes + HISTORY_BYTES + of_arrays + layout.own_bytes
         with memory.reserved(self._own_bytes):
             self.pages = arena.allocate(layout.pages)
         self.arrays = self.array_layout.initial()
+        self.guard_notes: tuple[GuardNote, ...] = ()  # of the last step
 
     @property
     def kernel(self) -> str:
         """Names whose bits the updates have."""
-        return kernel_identity(self.optimizer.kind)
+        own = kernel_identity(self.optimizer.kind)
+        return own if self.guard is None else f"{own}, guard {GUARD_VERSION}"
 
     @property
     def step_bytes(self) -> int:
@@ -94,7 +99,29 @@ class Awake:
     @property
     def state_bytes(self) -> int:
         """About how many bytes a snapshot has."""
-        return self.layout.pages * self.arena.page_bytes + self.array_layout.bytes + 2 * self.step_bytes
+        return self.layout.pages * self.arena.page_bytes + self.array_bytes + 2 * self.step_bytes
+
+    # --- arrays: the optimizer's and the guard's ----------------------------------------------------------------------
+
+    @property
+    def array_sizes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of all arrays by name."""
+        return self.array_layout.sizes | ({} if self.guard is None else self.guard.sizes)
+
+    @property
+    def array_columns(self) -> dict[str, list[int]]:
+        """How many columns each parameter has in the arrays of tensors, by the array's name."""
+        return self.array_layout.columns | ({} if self.guard is None else self.guard.columns)
+
+    @property
+    def all_arrays(self) -> Arrays:
+        """All arrays by name."""
+        return self.arrays | ({} if self.guard is None else self.guard.arrays)
+
+    @property
+    def array_bytes(self) -> int:
+        """What they take."""
+        return sum(rows * columns * FLOAT_BYTES for rows, columns in self.array_sizes.values())
 
     def updates_digest(self) -> int:
         """The digest of the last updates, 0 for none."""
@@ -146,11 +173,15 @@ class Awake:
         """Take the next step: the updates g_t of the selected parameters, one after another, as they travel."""
         begun = time.thread_time()
         selection = gradients.selection
-        sent = collect(self._computed(gradients, observations).numpy(), selection, self.dtype)
+        computed = self._computed(gradients, observations)
+        self.guard_notes = self._guarded(computed, observations, selection)
+        sent = collect(computed.numpy(), selection, self.dtype)
         updates = widen(sent, self.dtype)
         if self.theta is not None:
             self.theta += torch.from_numpy(spread(updates, selection)).view_as(self.theta)
         self.history.add(self.next_step, gradients.loss, norm(observations.gradients.numpy()), norm(updates))
+        if self.guard_notes:
+            self.history.note(self.next_step, self.guard_notes)
         self._tick(selection.skipped)
         self.last = (gradients, sent)
         self.next_step += 1
@@ -167,6 +198,12 @@ class Awake:
             self.array_layout, phi, self.arena, self.pages, self.arrays, observations, selection
         )
         return updates
+
+    def _guarded(self, updates: Updates, observations: Observations, selection: Selection) -> tuple[GuardNote, ...]:
+        """Let the guard replace, in place, what it refuses of the updates."""
+        if self.guard is None:
+            return ()
+        return self.guard.step(updates, observations, selection, self.arena, self.pages, self.arrays, self.clocks)
 
     def _clock(self) -> Tensor:
         first = self.clocks[0]
@@ -225,13 +262,18 @@ class Awake:
     def go_on_from(self, next_step: int, clocks: NDArray[np.int64], arrays: Arrays) -> None:
         """Let `next_step` come next, from these arrays and the hidden state that was just put into the pages.
 
+        Of the guard's arrays those that are missing begin at 0.
+
         What was before is not known: the history is empty.
         """
         self.next_step = next_step
         self.clocks = clocks
-        self.arrays = arrays
+        self.arrays = {name: arrays[name] for name in self.array_layout.sizes}
+        if self.guard is not None:
+            self.guard.take_up(arrays)
         self.history = History()
         self.last = None
+        self.guard_notes = ()
 
     def close(self) -> None:
         """Give all memory back; this part is of no use any more."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from optserve_server.sessions import state
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import CheckpointNotFound, RequestInvalid, session_damaged
 from optserve_server.sessions.plan import MAX_TEXT_CHARACTERS
+from optserve_server.sessions.snapshotting import lasting_sections
 from optserve_server.sessions.storage import snapshots
 from optserve_server.sessions.storage.errors import Damaged
 from optserve_server.sessions.storage.snapshots import Snapshot
@@ -49,8 +49,7 @@ def save(place: Path, session: str, awake: Awake, name: str) -> Checkpoint:
     path.parent.mkdir(exist_ok=True)
     told = {"last": None, "approximate": awake.is_approximate}
     fields = {**told, "name": name, "created_at": datetime.now(UTC).isoformat()}
-    sections = {"state": state.encode(awake), "history": awake.history.to_bytes()}
-    snapshot = Snapshot(session, awake.next_step, fields, sections)
+    snapshot = Snapshot(session, awake.next_step, fields, lasting_sections(awake))
     snapshots.write(path, snapshot)
     return _checkpoint(snapshot)
 

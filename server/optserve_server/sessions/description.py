@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from optserve_server.sessions.guard_options import GuardOptions
 from optserve_server.sessions.layout import Layout, lay_out
 from optserve_server.sessions.plan import Plan
 
@@ -68,6 +69,7 @@ class Description:
         if rest.pop("format") != FORMAT:
             raise ValueError("it was written by another version of optserve")
         parameters: list[tuple[str, list[int]]] = rest.pop("parameters")
+        guard = rest.pop("guard", None)  # sessions made before there were guards have none
         return cls(
             id=rest.pop("id"),
             number=rest.pop("number"),
@@ -76,5 +78,5 @@ class Description:
             layout=lay_out(parameters, max_coordinates=1 << 62),
             idempotency_key=rest.pop("idempotency_key"),
             fingerprint=rest.pop("fingerprint"),
-            plan=Plan(**rest),
+            plan=Plan(**rest, guard=None if guard is None else GuardOptions(**guard)),
         )

@@ -1,15 +1,20 @@
 """What a session's training loop looked like: the loss and the norms of its steps, thinned."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optserve.wire.bodies import HistoryItem
+from optserve.wire.guard import HELD, GuardEvent, GuardNote
 
 MOST_ITEMS = 1024
 """So many steps are kept at most. At twice as many every other one would go; half as many are enough for a picture."""
+
+MOST_GUARD_EVENTS = 200
+"""So many events of the guard are kept, the newest."""
 
 _ROW = np.dtype([("step", "<u8"), ("loss", "<f8"), ("gradient_norm", "<f8"), ("update_norm", "<f8")])
 _STRIDE = np.dtype("<u8")
@@ -22,9 +27,10 @@ HISTORY_BYTES = MOST_ITEMS * _ROW.itemsize
 class History:
     """The steps whose number is a multiple of the stride, which doubles when they get too many; and the newest one."""
 
-    __slots__ = ("_count", "_rows", "_stride")
+    __slots__ = ("_count", "_rows", "_stride", "guard_events")
 
     def __init__(self) -> None:
+        self.guard_events: list[GuardEvent] = []
         self._rows = np.empty(_FIRST_CAPACITY, _ROW)
         self._count = 0
         self._stride = 1
@@ -39,6 +45,15 @@ class History:
             self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
         self._rows[self._count] = step, math.nan if loss is None else loss, gradient_norm, update_norm
         self._count += 1
+
+    def note(self, step: int, notes: Iterable[GuardNote]) -> None:
+        """Add what the guard did at a step; what it goes on doing is no event."""
+        for one in notes:
+            if one.event != HELD:
+                self.guard_events.append(
+                    GuardEvent(step, one.event, one.reason, one.count, list(one.tensors), one.afresh)
+                )
+        del self.guard_events[:-MOST_GUARD_EVENTS]
 
     def items(self) -> list[HistoryItem]:
         """The steps, the oldest first."""

@@ -8,6 +8,7 @@ from optserve.wire.gradients import DTYPES
 from optserve_server.naming import nearest, shown
 from optserve_server.optimizers import Optimizer, Phi, with_hyperparameters
 from optserve_server.sessions.errors import HyperparametersInvalid, RequestInvalid
+from optserve_server.sessions.guard_options import GuardOptions
 
 MAX_TEXT_CHARACTERS = 256  # of a label or a checkpoint's name
 MAX_TTL_SECONDS = 366 * 86400.0
@@ -35,6 +36,7 @@ class Plan:
     label: str = ""
     ttl_seconds: float = 86400.0
     owner: str = ANONYMOUS
+    guard: GuardOptions | None = None
 
     def check(self) -> None:
         """Check everything but the hyperparameters, which only the optimizer knows.

@@ -74,4 +74,4 @@ def _awake(description: Description, version: ServedVersion) -> Awake:
     optimizer = configured(version.optimizer, plan.hyperparameters)
     memory = StateMemory(1 << 62)
     arena = Arena(len(optimizer.features), memory)
-    return Awake(version, optimizer, description.layout, plan.dtype, plan.horizon, arena, memory)
+    return Awake(version, optimizer, description.layout, plan, arena, memory)

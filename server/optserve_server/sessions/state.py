@@ -3,8 +3,8 @@
 `hidden_state` is `[features, coordinates]` float32, `clocks` is `[parameters]` int64 (the steps each parameter has
 taken), and `parameters` is θ, `[coordinates]` float32, where the session holds it. An optimizer that is not
 coordinatewise also has `tensors.NAME`, `[rows, Σ columns]` float32, each parameter's columns in declared order (the
-metadata's `columns` counts them, by name and parameter), and `session.NAME`, `[rows, 1]`. The metadata says whose state
-it is.
+metadata's `columns` counts them, by name and parameter), and `session.NAME`, `[rows, 1]`. What an update guard
+remembers is in such arrays too, whose names begin with `guard`. The metadata says whose state it is.
 Equal states give equal bytes, so the SHA-256 of the file is the state's digest.
 """
 
@@ -23,6 +23,7 @@ from optserve_server.naming import shown
 from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import StateMalformed, StateMismatch
+from optserve_server.sessions.guarding import GUARD_ARRAYS
 from optserve_server.sessions.plan import MAX_STEPS
 
 FORMAT = "1"
@@ -38,7 +39,7 @@ def encode(awake: Awake) -> memoryview:
         "hidden_state": ("F32", [awake.arena.features, layout.coordinates]),
         "clocks": ("I64", [len(layout.parameters)]),
     }
-    arrays = {entry: awake.arrays[name] for name, entry in _entries(awake).items()}
+    arrays = {entry: awake.all_arrays[name] for name, entry in _entries(awake).items()}
     entries |= {name: ("F32", list(array.shape)) for name, array in arrays.items()}
     if awake.theta is not None:
         entries["parameters"] = ("F32", [layout.coordinates])
@@ -73,7 +74,8 @@ def decode(awake: Awake, data: bytes) -> None:
     theta = None if state.theta is None else _paged(awake, state.theta)
     awake.hold_theta(theta)
     awake.arena.write(awake.pages, state.hidden_state)
-    arrays = {name: torch.from_numpy(state.arrays[entry].copy()) for name, entry in _entries(awake).items()}
+    found = {name: state.arrays[entry] for name, entry in _entries(awake).items() if entry in state.arrays}
+    arrays = {name: torch.from_numpy(array.copy()) for name, array in found.items()}
     awake.go_on_from(state.step, state.clocks, arrays)
 
 
@@ -81,7 +83,7 @@ def longest_header(awake: Awake) -> int:
     """How many bytes the header of a state of this session can have at most."""
     # A character is escaped twice, for the list of parameters is JSON inside the header's JSON.
     described = sum(64 + 16 * len(one.name) + 24 * len(one.shape) for one in awake.layout.parameters)
-    return described + len(json.dumps(awake.array_layout.columns)) + _METADATA_BYTES
+    return described + len(json.dumps(awake.array_columns)) + _METADATA_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class _State:
 
 
 def _metadata(awake: Awake) -> dict[str, str]:
-    columns = awake.array_layout.columns
+    columns = awake.array_columns
     return {
         **({"columns": json.dumps(columns)} if columns else {}),
         "format": FORMAT,
@@ -111,8 +113,8 @@ def _metadata(awake: Awake) -> dict[str, str]:
 def _entries(awake: Awake) -> dict[str, str]:
     """The names that the arrays have in a file."""
     of_tensors, of_session = _OF_ARRAYS
-    columns = awake.array_layout.columns
-    return {name: (of_tensors if name in columns else of_session) + name for name in awake.array_layout.sizes}
+    columns = awake.array_columns
+    return {name: (of_tensors if name in columns else of_session) + name for name in awake.array_sizes}
 
 
 def _parse(data: bytes, longest_header: int) -> _State:
@@ -155,14 +157,23 @@ def _require_match(awake: Awake, state: _State) -> None:
     shapes = [state.hidden_state.shape, state.clocks.shape]
     if shapes != [(awake.arena.features, layout.coordinates), (len(layout.parameters),)]:
         raise StateMalformed("The state's tensors have not the shapes that its metadata says.")
-    sizes = {entry: awake.array_layout.sizes[name] for name, entry in _entries(awake).items()}
-    if {name: array.shape for name, array in state.arrays.items()} != sizes:
+    sizes = {entry: awake.array_sizes[name] for name, entry in _entries(awake).items()}
+    shapes_found = {name: array.shape for name, array in state.arrays.items()}
+    if not any(_is_guards(name) for name in shapes_found):  # a session without a guard had it: this one's begins
+        sizes = {name: size for name, size in sizes.items() if not _is_guards(name)}
+    elif awake.guard is None:  # one with a guard had it
+        shapes_found = {name: shape for name, shape in shapes_found.items() if not _is_guards(name)}
+    if shapes_found != sizes:
         wanted = ", ".join(f"`{name}` {list(size)}" for name, size in sizes.items()) or "none"
         raise StateMalformed(f"The state's arrays of tensors and of the session are others than this one's: {wanted}.")
     if state.theta is not None and state.theta.shape != (layout.coordinates,):
         raise StateMalformed("The state's `parameters` have not the shape that its metadata says.")
     if (state.clocks < 0).any() or (state.clocks > state.step).any():
         raise StateMalformed("The state's `clocks` are not between 0 and its step.")
+
+
+def _is_guards(entry: str) -> bool:
+    return entry.partition(".")[2] in GUARD_ARRAYS
 
 
 def _difference(key: str, metadata: dict[str, str], awake: Awake) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from optserve.wire.guard import GuardNote
 from optserve_server.sessions.session import Session
 from optserve_server.sessions.steps import StepGradients
 from optserve_server.sessions.storage.records import Record
@@ -35,7 +36,8 @@ class StepReply:
     """The updates as the reply's body.
 
     The step waited `queue` seconds for its turn; `compute` and `journal` seconds after that it was computed, and safe.
-    `is_approximate` says that the steps before were replayed with other bits than they once had.
+    `is_approximate` says that the steps before were replayed with other bits than they once had. `guard_notes` say what
+    the session's guard did; `is_repeated`, that it and everything else was told before.
     """
 
     body: Body
@@ -43,6 +45,8 @@ class StepReply:
     compute: float
     journal: float
     is_approximate: bool = False
+    guard_notes: tuple[GuardNote, ...] = ()
+    is_repeated: bool = False
 
 
 async def take_step(turns: Turns, session: Session, request: StepRequest) -> StepReply:
@@ -64,14 +68,16 @@ async def take_step(turns: Turns, session: Session, request: StepRequest) -> Ste
         prepared = await turn.do(lambda: _prepare(turn, request), request.parsed_bytes)
         if isinstance(prepared, Body):
             session.prolong()
-            return StepReply(prepared, begun - arrived, perf_counter() - begun, 0.0)
+            notes, took = turn.awake.guard_notes, perf_counter() - begun
+            return StepReply(prepared, begun - arrived, took, 0.0, guard_notes=notes, is_repeated=True)
         record, take = prepared
         body, computed = await turn.record(record, lambda: (request.write(take()), perf_counter()))
         safe = perf_counter()
         session.next_step = turn.awake.next_step
         session.prolong()
         is_approximate, turn.awake.is_approximate = turn.awake.is_approximate, False
-        return StepReply(body, begun - arrived, computed - begun, safe - begun, is_approximate)
+        notes = turn.awake.guard_notes
+        return StepReply(body, begun - arrived, computed - begun, safe - begun, is_approximate, notes)
 
     return await turns.act(session, act)
 

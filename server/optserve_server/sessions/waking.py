@@ -100,7 +100,7 @@ class Waking:
         optimizer = configured(version.optimizer, plan.hyperparameters)
         key = (version.sha256, optimizer.features)
         arena = self._arenas.get(key) or Arena(len(optimizer.features), self.memory)
-        awake = Awake(version, optimizer, description.layout, plan.dtype, plan.horizon, arena, self.memory)
+        awake = Awake(version, optimizer, description.layout, plan, arena, self.memory)
         self._arenas[key] = arena
         return awake
 

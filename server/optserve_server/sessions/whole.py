@@ -13,7 +13,7 @@ from torch import Tensor
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates
 from optserve_server.optimizers.base import PAGE, array_sizes
 from optserve_server.sessions.layout import Layout, Selection
-from optserve_server.sessions.pages import FLOAT_BYTES, Arena
+from optserve_server.sessions.pages import Arena
 
 Arrays = dict[str, Tensor]
 """By name: `[rows, Σ size]`, float32, each parameter's columns in declared order; or `[rows, 1]` of the session."""
@@ -39,11 +39,6 @@ class ArrayLayout:
         """How many columns each parameter has in the arrays of tensors, by the array's name."""
         each = [self.optimizer.tensor_arrays(shape) for shape in self.layout.shapes]
         return {name: [sizes[name][1] for sizes in each] for name in each[0]}
-
-    @cached_property
-    def bytes(self) -> int:
-        """What the arrays take."""
-        return sum(rows * columns * FLOAT_BYTES for rows, columns in self.sizes.values())
 
     @cached_property
     def scratch_bytes(self) -> int:
