@@ -18,6 +18,7 @@ from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.tasks.base import unflatten
 
 CPU = torch.device("cpu")
+CONVOLUTIONS = {"family": "digits-conv", "parameters": {"channels": [2], "batch_size": 32}}
 DIGITS = {"family": "digits-mlp", "parameters": {"hidden_sizes": [5], "batch_size": 8}}
 PUBLISHED: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -35,7 +36,7 @@ PUBLISHED: dict[str, Any] = {
 def test_losses_are_those_of_a_pytorch_loop_over_tensors_of_their_shapes(
     name: str,
 ) -> None:
-    chosen = plan("tabular-mlp", steps=60, untuned=[name], seeds=2)
+    chosen = plan(CONVOLUTIONS, steps=60, untuned=[name], seeds=2)
     curves = carried_out(chosen).curves[1]
     generator = torch.Generator().manual_seed(2_000_003)
     (group,) = draw_groups(chosen.tasks, [2], entrant().optimizer, generator, "held-out")
@@ -56,8 +57,7 @@ def test_losses_are_those_of_a_pytorch_loop_over_tensors_of_their_shapes(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        # SOAP turns to bases that its few gradients leave undetermined, where rounding decides.
-        np.testing.assert_allclose(curves.losses[seed][1:50], losses[1:], rtol=5e-3 if name == "soap" else 2e-4)
+        np.testing.assert_allclose(curves.losses[seed][1:50], losses[1:], rtol=1e-3)
     assert curves.untuned
     assert not curves.baseline
     assert curves.learning_rate == (
