@@ -18,6 +18,7 @@ class Descent:
         self._settings = settings
         self.phi = {name: weight.detach().to(device, copy=True) for name, weight in phi.items()}
         self.averaged_phi = {name: weight.clone() for name, weight in self.phi.items()}
+        self._first_phi = {name: weight.clone() for name, weight in self.phi.items()}
         self._meta_optimizer = _meta_optimizer(settings, list(self.phi.values()))
 
     def clip(self, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -28,7 +29,11 @@ class Descent:
 
     def move(self, outer_step: int) -> None:
         """The `outer_step`-th step along the meta-gradient that was taken in."""
-        self._meta_optimizer.param_groups[0]["lr"] = learning_rate(self._settings, outer_step)
+        rate = learning_rate(self._settings, outer_step)
+        self._meta_optimizer.param_groups[0]["lr"] = rate
+        if self._settings.decay:
+            for name, weight in self.phi.items():
+                weight.lerp_(self._first_phi[name], rate * self._settings.decay)
         self._meta_optimizer.step()
         # From the first φ on a plain mean, until enough of them have come for the decay that was asked for.
         decay = min(self._settings.averaging, 1 - 1 / outer_step)
@@ -41,6 +46,7 @@ class Descent:
         return {
             "phi": {name: weight.clone() for name, weight in self.phi.items()},
             "averaged_phi": {name: weight.clone() for name, weight in self.averaged_phi.items()},
+            "first_phi": {name: weight.clone() for name, weight in self._first_phi.items()},
             "meta_optimizer": [{key: value.clone() for key, value in found.items()} for found in moments],
         }
 
@@ -49,6 +55,7 @@ class Descent:
         for name, weight in self.phi.items():
             weight.copy_(state["phi"][name])
             self.averaged_phi[name].copy_(state["averaged_phi"][name])
+            self._first_phi[name].copy_(state["first_phi"][name])
         groups = self._meta_optimizer.state_dict()["param_groups"]
         moments = [{key: value.clone() for key, value in found.items()} for found in state["meta_optimizer"]]
         self._meta_optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from optserve_server.metatraining import perceptrons
 from optserve_server.metatraining.captured import Captured, Evaluation
 from optserve_server.tasks.base import Batch, TaskFamily, Theta
 
@@ -32,6 +33,9 @@ _traced: dict[Any, Evaluation] = {}
 
 def losses_and_gradients(group: "Group", batch: Batch) -> tuple[Tensor, Tensor]:
     """f(θ_t) on `batch`, `[tasks]`, and ∇_t, `[tasks, n]`."""
+    perceptron = perceptrons.perceptron_of(group, batch)
+    if perceptron is not None:
+        return perceptrons.losses_and_gradients(perceptron, group, batch)
     tensors = [group.theta, *group.task_data.values(), *batch.values()]
     if group.scales is not None:
         tensors.append(group.scales)

@@ -9,6 +9,7 @@ import torch
 from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.tables import Augmentation, HorizonRange, Unroll
+from optserve_server.metatraining.told import draw_told
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.metatraining.trajectories import Group, draw_groups
 from optserve_server.optimizers import Optimizer
@@ -88,22 +89,32 @@ def draw_trajectory(
     draws, each = (tasks, 1) if recipe.unroll.trajectories == 1 else (1, tasks)
     drawn = torch.multinomial(weights, draws, replacement=True, generator=generators.host)
     counts = (each * torch.bincount(drawn, minlength=len(weights))).tolist()
-    groups = draw_groups(recipe.tasks, counts, optimizer, generators.device, "train")
+    shares = [
+        share.drawn(generators.host) if count else share for share, count in zip(recipe.tasks, counts, strict=True)
+    ]
+    groups = draw_groups(shares, counts, optimizer, generators.device, "train")
     for group in groups:
         reparametrise(group, recipe.augmentation, generators.device)
+        group.told = draw_told(recipe.augmentation, group.tasks, generators.host, generators.device)
     horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
     return Trajectory(groups, horizon, horizon)
 
 
 def reparametrise(group: Group, augmentation: Augmentation, generator: torch.Generator) -> None:
     """Turn some tasks into f(c ⊙ z), at the z_0 that is their θ_0."""
-    if not augmentation.coordinate_scaling:
-        return
-    spread = augmentation.coordinate_scaling
-    exponents = torch.empty_like(group.theta).uniform_(-spread, spread, generator=generator)
-    uniform = torch.rand(group.tasks, 1, generator=generator, device=generator.device)
-    group.scales = torch.where(uniform < augmentation.probability, exponents.exp(), 1.0)
-    group.theta = group.theta / group.scales
+    like = group.theta
+    for spread, exponents in (
+        (augmentation.coordinate_scaling, torch.empty_like(like)),
+        (augmentation.task_scaling, like.new_empty(len(like), 1)),
+    ):
+        if spread:
+            exponents.uniform_(-spread, spread, generator=generator)
+            uniform = torch.rand(group.tasks, 1, generator=generator, device=generator.device)
+            scales = torch.where(uniform < augmentation.probability, exponents.exp(), 1.0)
+            group.scales = scales if group.scales is None else scales * group.scales
+    if group.scales is not None:
+        group.scales = group.scales.expand_as(like).contiguous()
+        group.theta = like / group.scales
 
 
 def _draw_horizon(steps: int | HorizonRange, longest: int, generator: torch.Generator) -> int:

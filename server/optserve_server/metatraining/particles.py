@@ -23,14 +23,15 @@ class ParticleGroup(Group):
 
     `theta` is `[particles·tasks, n]` and `state` `[particles·tasks, …]`, particle by particle; the tasks, their scales
     and the minibatches are `[tasks, …]`, the same for every particle. `noise` is what an estimator remembers of its
-    perturbations of φ, by the names of φ, `[pairs·tasks, …]`; some remember none.
+    perturbations of φ, by the names of φ, `[pairs·tasks, …]`; some remember none. `sigma` is their deviation.
     """
 
     particles: int = field(kw_only=True)
     noise: dict[str, Tensor] = field(kw_only=True)
+    sigma: float = field(kw_only=True)
 
     @classmethod
-    def of(cls, group: Group, optimizer: Optimizer, particles: int, noise: dict[str, Tensor]) -> Self:
+    def of(cls, group: Group, optimizer: Optimizer, particles: int, noise: dict[str, Tensor], sigma: float) -> Self:
         """A group at θ_0 with its tasks given `particles` particles each."""
         theta = group.theta.repeat(particles, 1)
         state = initial_state(optimizer, tuple(group.family.shapes.values()), theta.shape[:1], like=theta)
@@ -43,6 +44,9 @@ class ParticleGroup(Group):
             group.scales,
             particles=particles,
             noise=noise,
+            sigma=sigma,
+            parameters=group.parameters,
+            told=group.told,
         )
 
     @property
@@ -78,7 +82,7 @@ class ParticleGroup(Group):
 
     def to_state(self) -> State:
         """All of it, for a training checkpoint."""
-        return {**super().to_state(), "particles": self.particles, "noise": self.noise}
+        return {**super().to_state(), "particles": self.particles, "noise": self.noise, "sigma": self.sigma}
 
 
 @lru_cache(maxsize=64)

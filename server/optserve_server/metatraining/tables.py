@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     Discriminator,
     Field,
@@ -22,6 +23,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Steps = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = Annotated[int, Field(ge=1, le=10**6)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _SINGLE, _TABLE = "(single)", "(table)"  # tags in brackets are no part of a key's path
@@ -32,11 +34,15 @@ def _tag(value: Any) -> str:
 
 
 class TaskShare(Table):
-    """One family in the distribution of tasks, with its weight."""
+    """One family in the distribution of tasks, with its weight.
+
+    Each trajectory draws one of the `choices` for each parameter that has any, all equally probable.
+    """
 
     family: str
     weight: PositiveFloat = 1.0
     parameters: dict[str, Any] = Field(default_factory=dict)
+    choices: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
 
     @field_validator("family")
     @classmethod
@@ -51,9 +57,39 @@ class TaskShare(Table):
             tasks.build(info.data["family"], value)
         return value
 
+    @field_validator("choices")
+    @classmethod
+    def _choices_are_the_familys(
+        cls, value: dict[str, tuple[Any, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[Any, ...]]:
+        if "parameters" in info.data:
+            family, given = info.data["family"], info.data["parameters"]
+            first = given | {name: of_name[0] for name, of_name in value.items()}
+            for name, of_name in value.items():
+                if name in given:
+                    raise ValueError(f"{name!r} is one of the parameters too; leave one of the two out")
+                for one in of_name:
+                    tasks.build(family, first | {name: one})
+        return value
+
     def build(self) -> TaskFamily:
-        """The family with these parameters."""
-        return tasks.build(self.family, self.parameters)
+        """The family with these parameters, and the first of all choices."""
+        return tasks.build(self.family, self.parameters | {name: values[0] for name, values in self.choices.items()})
+
+    def drawn(self, generator: torch.Generator) -> "TaskShare":
+        """The same with one of each parameter's choices among its parameters."""
+        if not self.choices:
+            return self
+        numbers = torch.rand(len(self.choices), generator=generator).tolist()
+        chosen = {
+            name: values[int(number * len(values))]
+            for (name, values), number in zip(self.choices.items(), numbers, strict=True)
+        }
+        return self.with_parameters(self.parameters | chosen)
+
+    def with_parameters(self, parameters: dict[str, Any]) -> "TaskShare":
+        """The same with these parameters and no choice."""
+        return self.model_copy(update={"parameters": parameters, "choices": {}})
 
 
 class HorizonRange(Table):
@@ -164,13 +200,15 @@ class GradientEstimator(Table):
     """How ∇_φL is estimated: by backpropagation, or by evolution strategies from pairs φ ± ε, ε ~ N(0, σ²).
 
     `second_order` keeps ∂∇_t/∂φ, which makes backpropagation exact. `sigma` and `pairs`, for each task, are of the
-    evolution strategies. With `unit_norm` the gradient of each group, the tasks of one family in one trajectory, is
-    scaled to norm 1 before the mean, so that no family drowns the others.
+    evolution strategies; σ goes linearly to `final_sigma` over the outer steps, where that is given. With `unit_norm`
+    the gradient of each group, the tasks of one family in one trajectory, is scaled to norm 1 before the mean, so that
+    no family drowns the others.
     """
 
     estimator: Literal["backpropagation", "es", "pes", "nres"] = "backpropagation"
     second_order: bool = True
     sigma: PositiveFloat = 0.05
+    final_sigma: PositiveFloat | None = None
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     unit_norm: bool = False
 
@@ -182,24 +220,41 @@ class GradientEstimator(Table):
             raise ValueError(f"only backpropagation has it, and gradient.estimator is {estimator!r}; leave it out")
         return value
 
-    @field_validator("sigma", "pairs")
+    @field_validator("sigma", "final_sigma", "pairs")
     @classmethod
-    def _is_of_evolution_strategies(cls, value: float, info: ValidationInfo) -> float:
-        if info.data.get("estimator") == "backpropagation":
+    def _is_of_evolution_strategies(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("estimator") == "backpropagation":
             raise ValueError("backpropagation perturbs nothing; leave it out, or take es, pes or nres as the estimator")
         return value
 
     @model_serializer(mode="wrap")
     def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        others = {"sigma", "pairs"} if self.estimator == "backpropagation" else {"second_order"}
+        others = {"sigma", "final_sigma", "pairs"} if self.estimator == "backpropagation" else {"second_order"}
         return {name: value for name, value in handler(self).items() if name not in others}
+
+    def sigma_at(self, share: float) -> float:
+        """σ after this share of the outer steps."""
+        return self.sigma if self.final_sigma is None else self.sigma + share * (self.final_sigma - self.sigma)
 
 
 class Augmentation(Table):
-    """Random coordinate scaling (Lv et al. 2017, section 4.2): some tasks become f(c ⊙ z), ln c ~ U[−range, range]."""
+    """What makes tasks more various: other units, and optimizers that are told less or something else.
+
+    Some tasks become f(c ⊙ z), with `probability` for each kind: random coordinate scaling (Lv et al. 2017, section
+    4.2) draws ln c ~ U[−range, range] for each coordinate, `task_scaling` once for all of a task's.
+
+    What the optimizer is told, but not what it is judged by: in the share `hidden_loss` of the trajectories no loss,
+    and in `hidden_horizon` no T; in the share `loss_offset` of the tasks the loss plus a constant, U[−1, 2] times
+    |f(θ_0)|; in the share `gradient_scaling` ∇_t times a constant, whose logarithm is U[−18, 18].
+    """
 
     coordinate_scaling: Annotated[float, Field(ge=0, le=10)] = 0.0
-    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    task_scaling: Annotated[float, Field(ge=0, le=10)] = 0.0
+    probability: Share = 0.5
+    hidden_loss: Share = 0.0
+    hidden_horizon: Share = 0.0
+    loss_offset: Share = 0.0
+    gradient_scaling: Share = 0.0
 
 
 class Imitation(Table):
@@ -241,7 +296,8 @@ class MetaOptimizer(Table):
 
     With `averaging` the φ that is validated and kept is a running mean of φ with that decay, which takes out the noise
     of the last meta-gradients. β rises to `learning_rate` in the first `warm_up` outer steps, and then goes by the
-    schedule towards `final_learning_rate`.
+    schedule towards `final_learning_rate`. With `decay` φ is drawn back to where it began:
+    φ ← φ − β · decay · (φ − φ_0).
     """
 
     kind: Literal["gradient-descent", "adam"] = "gradient-descent"
@@ -250,6 +306,7 @@ class MetaOptimizer(Table):
     final_learning_rate: NonNegativeFloat = 0.0
     warm_up: Annotated[int, Field(ge=0, le=10**9)] = 0
     clip_norm: PositiveFloat | None = None
+    decay: NonNegativeFloat = 0.0
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     outer_steps: Count = 1000
     tasks_per_outer_step: Tasks = 16

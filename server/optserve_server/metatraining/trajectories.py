@@ -5,17 +5,20 @@ tasks' coordinates as one long row, which is twice as fast as a batch of short o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optserve_server.metatraining import perceptrons
 from optserve_server.metatraining.differentiation import losses_and_gradients
 from optserve_server.metatraining.guards import Guard
 from optserve_server.metatraining.imitation import Teacher
+from optserve_server.metatraining.perceptrons import perceptron_of
 from optserve_server.metatraining.tables import TaskShare
+from optserve_server.metatraining.told import Told
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates, initial_state
 from optserve_server.optimizers.steppers import Stepper, stepper
@@ -29,7 +32,8 @@ class Group:
     `theta` is θ_t (of the reparametrised task, where `scales` is given), `[tasks, n]`; `scales` is c of f(c ⊙ z),
     `[tasks, n]`. `state` is h_t: of all tasks' coordinates as one row, `[features, tasks·n]`, where the optimizer is
     coordinatewise, and else of each task, `[tasks, features, n]`. `initial_loss` is f(θ_0), `[tasks]`, once it has been
-    evaluated; a `teacher` compares the updates with its own.
+    evaluated; `parameters` are those that the family was built with; `told` is what the optimizer is told instead of
+    the truth, if anything; a `teacher` compares the updates with its own.
     """
 
     share: int
@@ -39,6 +43,8 @@ class Group:
     state: HiddenState
     scales: Tensor | None = None
     initial_loss: Tensor | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    told: Told | None = None
     teacher: Teacher | None = None
 
     @property
@@ -84,16 +90,19 @@ class Group:
             "state": self.state._asdict(),
             "scales": self.scales,
             "initial_loss": self.initial_loss,
+            "parameters": self.parameters,
+            "told": None if self.told is None else self.told.to_state(),
             "teacher": None if self.teacher is None else self.teacher.to_state(),
         }
 
     @classmethod
     def from_state(cls, shares: Sequence[TaskShare], state: State) -> Self:
         """The group, over the recipe's tasks, whose `to_state` this is."""
-        family = shares[state["share"]].build()
+        family = shares[state["share"]].with_parameters(state["parameters"]).build()
+        told = None if state["told"] is None else Told(**state["told"])
         teacher = None if state["teacher"] is None else Teacher(**state["teacher"])
         hidden_state = HiddenState(**state["state"])
-        return cls(**{**state, "family": family, "state": hidden_state, "teacher": teacher})
+        return cls(**{**state, "family": family, "state": hidden_state, "told": told, "teacher": teacher})
 
 
 def draw_groups(
@@ -106,7 +115,8 @@ def draw_groups(
             family = shares[number].build()
             theta = family.initial(generator, count)
             state = _initial_state(optimizer, family, theta)
-            groups.append(Group(number, family, family.sample(generator, count, split), theta, state))
+            data = family.sample(generator, count, split)
+            groups.append(Group(number, family, data, theta, state, parameters=shares[number].parameters))
     return groups
 
 
@@ -150,7 +160,7 @@ def unroll(
         group.state = taken.state
         if linearised:
             return _linearised(group, taken, losses, slopes, generator, guard)
-        losses.append(group.losses(group.theta, group.draw_batch(generator)))
+        losses.append(_loss(group, generator))
         followed = torch.stack(losses[1:])
         if guard is None:
             return followed
@@ -178,12 +188,26 @@ def _observations(
     def shown(of_tasks: Tensor) -> Tensor:
         return of_tasks if guard is None else guard.shown(of_tasks)
 
+    told = group.told
+    if told is not None:
+        gradients = told.gradients(gradients)
     if group.in_one_row:
         theta = shown(group.theta).flatten() if "parameters" in optimizer.uses else None
         return Observations(gradients.flatten(), clock, theta)
-    horizons = torch.full_like(loss, float(horizon))
     shapes = tuple(group.family.shapes.values())
-    return Observations(gradients, clock, shown(group.theta), shown(loss), horizons, shapes)
+    theta, seen, horizons = shown(group.theta), shown(loss), torch.full_like(loss, float(horizon))
+    if told is None:
+        return Observations(gradients, clock, theta, seen, horizons, shapes)
+    assert group.initial_loss is not None
+    told_loss = told.losses(seen, group.initial_loss) if told.loss else None
+    return Observations(gradients, clock, theta, told_loss, horizons if told.horizon else None, shapes)
+
+
+def _loss(group: Group, generator: torch.Generator) -> Tensor:
+    """f(θ_t) of each task, `[tasks]`, with its graph where one is wanted."""
+    batch = group.draw_batch(generator)
+    form = None if torch.is_grad_enabled() else perceptron_of(group, batch)
+    return group.losses(group.theta, batch) if form is None else perceptrons.losses_and_gradients(form, group, batch)[0]
 
 
 def _loss_and_gradients(group: Group, generator: torch.Generator, *, second_order: bool) -> tuple[Tensor, Tensor]:

@@ -79,8 +79,9 @@ class TrajectoryPool:
 
     def _begin(self, outer_step: int, phi: Phi, longest: int) -> Trajectory:
         trajectory = draw_trajectory(self._recipe, self._optimizer, self._generators, longest)
+        estimator = estimators.build(self._recipe, outer_step)
         trajectory.groups = [
-            self._estimator.begin(group, self._optimizer, phi, self._generators.device) for group in trajectory.groups
+            estimator.begin(group, self._optimizer, phi, self._generators.device) for group in trajectory.groups
         ]
         imitation = self._recipe.imitation
         if imitation is not None and imitation.weight_at(outer_step) > 0:

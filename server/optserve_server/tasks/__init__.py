@@ -11,17 +11,22 @@ from optserve_server.tasks import installed
 from optserve_server.tasks.base import TaskFamily
 from optserve_server.tasks.classic_2d import Classic2D
 from optserve_server.tasks.clusters_mlp import ClustersMLP
+from optserve_server.tasks.curved_valley import CurvedValley
 from optserve_server.tasks.digits_autoencoder import DigitsAutoencoder
 from optserve_server.tasks.digits_conv import DigitsConv
 from optserve_server.tasks.digits_mlp import DigitsMLP
+from optserve_server.tasks.echo_rnn import EchoRNN
 from optserve_server.tasks.installed import Families
 from optserve_server.tasks.logistic_regression import LogisticRegression
 from optserve_server.tasks.markov_rnn import MarkovRNN
 from optserve_server.tasks.matrix_factorisation import MatrixFactorisation
 from optserve_server.tasks.noisy_quadratic import NoisyQuadratic
+from optserve_server.tasks.patterns_conv import PatternsConv
 from optserve_server.tasks.quadratic import Quadratic
+from optserve_server.tasks.synthetic_mlp import SyntheticMLP
 from optserve_server.tasks.tabular_mlp import TabularMLP
 from optserve_server.tasks.teacher_mlp import TeacherMLP
+from optserve_server.tasks.varied_quadratic import VariedQuadratic
 
 __all__ = ["Families", "TaskFamily", "build", "families", "parameters_schema"]
 
@@ -40,6 +45,11 @@ _BUILT_IN: dict[str, type[Any]] = {
         DigitsConv,
         DigitsAutoencoder,
         MarkovRNN,
+        SyntheticMLP,
+        PatternsConv,
+        EchoRNN,
+        VariedQuadratic,
+        CurvedValley,
     )
 }
 

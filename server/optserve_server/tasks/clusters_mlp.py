@@ -6,20 +6,18 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta, in_half, unflatten
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta, in_half
 from optserve_server.tasks.datasets import with_label_noise
 from optserve_server.tasks.networks import (
     Activation,
     BatchSize,
     HiddenSizes,
     InitialScale,
+    Perceptron,
     Share,
     Size,
     initial_uniform,
-    perceptron,
-    perceptron_shapes,
 )
 
 
@@ -47,9 +45,15 @@ class ClustersMLP:
     label_noise: Share = 0.0
 
     @property
+    def perceptron(self) -> Perceptron:
+        """f: classes told by a perceptron."""
+        sizes = (self.features, *self.hidden_sizes, self.classes)
+        return Perceptron(sizes, self.activation, "cross-entropy", "points", "labels")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights and biases of each layer."""
-        return perceptron_shapes([self.features, *self.hidden_sizes, self.classes])
+        return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
         """Centres `[tasks, classes, features]`, the first of which tells the half."""
@@ -70,5 +74,4 @@ class ClustersMLP:
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """Mean cross-entropy on the points."""
-        logits = perceptron(unflatten(theta, self.shapes), batch["points"], self.activation)
-        return cross_entropy(logits, batch["labels"])
+        return self.perceptron.loss(theta, batch)

@@ -7,17 +7,16 @@ import torch
 from annotated_types import Len
 from torch import Tensor
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta, unflatten
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta
 from optserve_server.tasks.datasets import draw_rows, shared
 from optserve_server.tasks.digits import PIXELS, digits
 from optserve_server.tasks.networks import (
     Activation,
     BatchSize,
     InitialScale,
+    Perceptron,
     Size,
     initial_uniform,
-    perceptron,
-    perceptron_shapes,
 )
 
 
@@ -41,9 +40,15 @@ class DigitsAutoencoder:
     initial_scale: InitialScale = 1.0
 
     @property
+    def perceptron(self) -> Perceptron:
+        """f: images behind a perceptron."""
+        sizes = (PIXELS, *self.hidden_sizes, *self.hidden_sizes[-2::-1], PIXELS)
+        return Perceptron(sizes, self.activation, "squared-error", "images", "images")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights and biases of each layer, the encoder's first."""
-        return perceptron_shapes([PIXELS, *self.hidden_sizes, *self.hidden_sizes[-2::-1], PIXELS])
+        return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
         """The images of the half, shared by all tasks: tasks differ in θ_0 and in the order of their minibatches."""
@@ -60,5 +65,4 @@ class DigitsAutoencoder:
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """Mean squared error of the pixels on the minibatch."""
-        outputs = perceptron(unflatten(theta, self.shapes), batch["images"], self.activation)
-        return (outputs - batch["images"]).square().mean()
+        return self.perceptron.loss(theta, batch)

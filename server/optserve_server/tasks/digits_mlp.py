@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta, unflatten
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta
 from optserve_server.tasks.datasets import draw_rows, shared, with_label_noise
 from optserve_server.tasks.digits import CLASSES, PIXELS, digits
 from optserve_server.tasks.networks import (
@@ -15,10 +14,9 @@ from optserve_server.tasks.networks import (
     BatchSize,
     HiddenSizes,
     InitialScale,
+    Perceptron,
     Share,
     initial_uniform,
-    perceptron,
-    perceptron_shapes,
 )
 
 
@@ -40,9 +38,15 @@ class DigitsMLP:
     label_noise: Share = 0.0
 
     @property
+    def perceptron(self) -> Perceptron:
+        """f: digits told by a perceptron."""
+        sizes = (PIXELS, *self.hidden_sizes, CLASSES)
+        return Perceptron(sizes, self.activation, "cross-entropy", "images", "labels")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights and biases of each layer."""
-        return perceptron_shapes([PIXELS, *self.hidden_sizes, CLASSES])
+        return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
         """The images of the half, shared by all tasks: tasks differ in θ_0 and in the order of their minibatches."""
@@ -61,5 +65,4 @@ class DigitsMLP:
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """Mean cross-entropy on the minibatch."""
-        logits = perceptron(unflatten(theta, self.shapes), batch["images"], self.activation)
-        return cross_entropy(logits, batch["labels"])
+        return self.perceptron.loss(theta, batch)

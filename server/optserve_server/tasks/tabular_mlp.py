@@ -5,18 +5,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta, unflatten
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta
 from optserve_server.tasks.datasets import FORMS, DataSetName, draw_rows, shared, table
 from optserve_server.tasks.networks import (
     Activation,
     BatchSize,
+    Error,
     HiddenSizes,
     InitialScale,
+    Perceptron,
     initial_uniform,
-    perceptron,
-    perceptron_shapes,
 )
 
 
@@ -38,10 +37,17 @@ class TabularMLP:
     initial_scale: InitialScale = 1.0
 
     @property
+    def perceptron(self) -> Perceptron:
+        """f: classes told or numbers guessed by a perceptron."""
+        form = FORMS[self.data]
+        sizes = (form.features, *self.hidden_sizes, form.classes or 1)
+        error: Error = "cross-entropy" if form.classes else "squared-error"
+        return Perceptron(sizes, self.activation, error, "features", "targets")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights and biases of each layer."""
-        form = FORMS[self.data]
-        return perceptron_shapes([form.features, *self.hidden_sizes, form.classes or 1])
+        return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
         """The rows of the half, shared by all tasks: tasks differ in θ_0 and in the order of their minibatches."""
@@ -58,7 +64,4 @@ class TabularMLP:
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """The mean error on the minibatch."""
-        outputs = perceptron(unflatten(theta, self.shapes), batch["features"], self.activation)
-        if FORMS[self.data].classes is None:
-            return (outputs[:, 0] - batch["targets"]).square().mean()
-        return cross_entropy(outputs, batch["targets"])
+        return self.perceptron.loss(theta, batch)

@@ -7,16 +7,15 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from optserve_server.tasks.base import Batch, Split, TaskData, Theta, in_half, unflatten
+from optserve_server.tasks.base import Batch, Split, TaskData, Theta, in_half
 from optserve_server.tasks.networks import (
     Activation,
     BatchSize,
     HiddenSizes,
     InitialScale,
+    Perceptron,
     Size,
     initial_uniform,
-    perceptron,
-    perceptron_shapes,
 )
 
 
@@ -43,9 +42,15 @@ class TeacherMLP:
     initial_scale: InitialScale = 1.0
 
     @property
+    def perceptron(self) -> Perceptron:
+        """f: the teacher's output guessed by a perceptron."""
+        sizes = (self.features, *self.hidden_sizes, 1)
+        return Perceptron(sizes, self.activation, "squared-error", "inputs", "targets")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights and biases of each layer."""
-        return perceptron_shapes([self.features, *self.hidden_sizes, 1])
+        return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
         """W `[tasks, teacher_size, features]`, whose first entry tells the half, and v `[tasks, teacher_size]`."""
@@ -68,5 +73,4 @@ class TeacherMLP:
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:
         """Mean squared error on the inputs."""
-        outputs = perceptron(unflatten(theta, self.shapes), batch["inputs"], self.activation)
-        return (outputs[:, 0] - batch["targets"]).square().mean()
+        return self.perceptron.loss(theta, batch)

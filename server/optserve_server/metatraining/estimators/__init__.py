@@ -13,9 +13,10 @@ __all__ = ["Estimator", "MetaGradient", "Window", "build"]
 EVOLUTION_STRATEGIES: dict[str, type[Antithetic]] = {"es": ES, "pes": PES, "nres": NRES}
 
 
-def build(recipe: Recipe) -> Estimator:
-    """The estimator that a recipe asks for."""
+def build(recipe: Recipe, outer_step: int = 1) -> Estimator:
+    """The estimator that a recipe asks for, with the σ of trajectories that begin in this outer step."""
     settings = recipe.gradient
     if settings.estimator == "backpropagation":
         return Backpropagation(recipe.meta_loss, settings.second_order)
-    return EVOLUTION_STRATEGIES[settings.estimator](recipe.meta_loss, settings.sigma, settings.pairs)
+    sigma = settings.sigma_at((outer_step - 1) / recipe.meta_optimizer.outer_steps)
+    return EVOLUTION_STRATEGIES[settings.estimator](recipe.meta_loss, sigma, settings.pairs)

@@ -38,7 +38,7 @@ class Antithetic(ABC):
     def begin(self, group: Group, optimizer: Optimizer, phi: Phi, generator: torch.Generator) -> ParticleGroup:
         """The group with its particles at θ_0."""
         noise = self.first_noise(phi, self.pairs * group.tasks, generator)
-        return ParticleGroup.of(group, optimizer, 2 * self.pairs + self.others, noise)
+        return ParticleGroup.of(group, optimizer, 2 * self.pairs + self.others, noise, self.sigma)
 
     def first_noise(self, phi: Phi, pairs: int, generator: torch.Generator) -> Noise:
         """What a trajectory of so many pairs begins with: nothing."""
@@ -48,10 +48,10 @@ class Antithetic(ABC):
     def perturb(self, phi: Phi, group: ParticleGroup, generator: torch.Generator) -> tuple[Noise, Noise]:
         """ε of the next window, and the direction that the differences of its meta-losses weigh."""
 
-    def draw(self, phi: Phi, pairs: int, generator: torch.Generator) -> Noise:
+    def draw(self, phi: Phi, pairs: int, sigma: float, generator: torch.Generator) -> Noise:
         """ε ~ N(0, σ²) for so many pairs."""
         return {
-            name: self.sigma * torch.randn(pairs, *weight.shape, generator=generator, device=weight.device)
+            name: sigma * torch.randn(pairs, *weight.shape, generator=generator, device=weight.device)
             for name, weight in phi.items()
         }
 
@@ -78,7 +78,7 @@ class Antithetic(ABC):
         meta_losses, objective, final, finite = (
             found.view(-1, group.tasks) for found in (*measured, finite.all(dim=0))
         )
-        slopes = (objective[: self.pairs] - objective[self.pairs : 2 * self.pairs]) / (2 * self.sigma**2)
+        slopes = (objective[: self.pairs] - objective[self.pairs : 2 * self.pairs]) / (2 * group.sigma**2)
         reported = slice(-self.others, None)  # the unperturbed φ, or all
         return MetaGradient(
             _weighted(direction, slopes.flatten()),

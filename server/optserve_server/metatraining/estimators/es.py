@@ -20,5 +20,5 @@ class ES(Antithetic):
     def perturb(self, phi: Phi, group: ParticleGroup, generator: torch.Generator) -> tuple[Noise, Noise]:
         """ε, and ε."""
         group.gather(-1)
-        noise = self.draw(phi, self.pairs * group.tasks, generator)
+        noise = self.draw(phi, self.pairs * group.tasks, group.sigma, generator)
         return noise, noise

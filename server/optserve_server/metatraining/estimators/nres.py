@@ -15,7 +15,7 @@ class NRES(Antithetic):
 
     def first_noise(self, phi: Phi, pairs: int, generator: torch.Generator) -> Noise:
         """ε."""
-        return self.draw(phi, pairs, generator)
+        return self.draw(phi, pairs, self.sigma, generator)
 
     def perturb(self, phi: Phi, group: ParticleGroup, generator: torch.Generator) -> tuple[Noise, Noise]:
         """ε, and ε."""

@@ -20,6 +20,6 @@ class PES(Antithetic):
 
     def perturb(self, phi: Phi, group: ParticleGroup, generator: torch.Generator) -> tuple[Noise, Noise]:
         """ε_w, and ξ_w."""
-        noise = self.draw(phi, self.pairs * group.tasks, generator)
+        noise = self.draw(phi, self.pairs * group.tasks, group.sigma, generator)
         group.noise = {name: total + noise[name] for name, total in group.noise.items()}
         return noise, group.noise
