@@ -24,7 +24,7 @@ _MAX_DIMENSIONS = 32
 
 def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise `arrays` by name, with `metadata`, into the bytes of a safetensors file."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     return canonical(_save(contiguous, dict(metadata) if metadata else None))
 
 

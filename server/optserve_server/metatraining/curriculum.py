@@ -1,4 +1,4 @@
-"""The curriculum over the horizon (Chen et al. 2020, arXiv 2010.09089, section 3.1)."""
+"""What validations decide: the curriculum over the horizon (Chen et al. 2020, arXiv 2010.09089), and a run's end."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,34 @@ from optserve_server.metatraining.training_checkpoints import State
 
 
 @dataclass
+class Patience:
+    """Ends a run when so many validations, its `most`, have brought nothing better than the `best`; None: never."""
+
+    most: int | None
+    best: float = math.inf
+    waited: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no more."""
+        return self.most is not None and self.waited >= self.most
+
+    def judge(self, loss: float) -> None:
+        """Take in one more validation."""
+        self.best, self.waited = (loss, 0) if loss < self.best else (self.best, self.waited + 1)
+
+    def to_state(self) -> State:
+        """Where it stands, for a training checkpoint."""
+        return {"best": None if math.isinf(self.best) else self.best, "waited": self.waited}
+
+    def restore(self, state: State) -> None:
+        """Go to where it stood."""
+        self.best, self.waited = math.inf if state["best"] is None else state["best"], state["waited"]
+
+
+@dataclass
 class Curriculum:
-    """Which T is trained on: `horizons[stage]`, and then the next, when L at that next T has stopped improving.
+    """Which T is trained on (Chen et al. 2020, section 3.1): `horizons[stage]`, and then the next, when L at that next T has stopped improving.
 
     `best` is the lowest L at the next T in this stage, and `kept` what the outer loop was then; `waited` counts the
     validations since. Without a curriculum there is one stage, the recipe's longest T.

@@ -1,5 +1,6 @@
 """What an outer step trains on: f, θ_0 and T, drawn from the recipe's distribution."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -29,6 +30,11 @@ class Generators(NamedTuple):
         """Both at the start of the recipe's sequence."""
         host = torch.Generator().manual_seed(seed)
         return cls(host, host if device.type == "cpu" else torch.Generator(device).manual_seed(seed))
+
+    def of_place(self, seed: int, place: int) -> "Generators":
+        """Others on the same devices, for one place of several trajectories."""
+        mixed = int.from_bytes(hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=7).digest(), "little")
+        return Generators.seeded(mixed, self.device.device)
 
     def to_state(self) -> State:
         """Where both sequences stand."""

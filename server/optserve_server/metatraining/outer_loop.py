@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from optserve_server.metatraining import training_checkpoints
-from optserve_server.metatraining.curriculum import Curriculum
+from optserve_server.metatraining.crew import Crew
+from optserve_server.metatraining.curriculum import Curriculum, Patience
 from optserve_server.metatraining.descent import Descent
 from optserve_server.metatraining.distribution import Generators
 from optserve_server.metatraining.recipes import Recipe, require_same
-from optserve_server.metatraining.trajectory_pool import Advance, TrajectoryPool
-from optserve_server.metatraining.validation import held_out_meta_loss
+from optserve_server.metatraining.trajectory_pool import Advance, Pool, TrajectoryPool, combined
+from optserve_server.metatraining.validation import held_out_loss, held_out_meta_loss
 
-_PARTS = {"recipe", "outer_step", "descent", "curriculum", "generators", "trajectories"}  # of a training checkpoint
+_PARTS = {
+    "recipe",
+    "outer_step",
+    "descent",
+    "curriculum",
+    "patience",
+    "generators",
+    "trajectories",
+}  # of a training checkpoint
 
 
 class MetaTrainingError(ArithmeticError):
@@ -57,9 +66,16 @@ class OuterLoop:
     """
 
     def __init__(
-        self, recipe: Recipe, phi: Mapping[str, Tensor] | None = None, device: torch.device | str | None = None
+        self,
+        recipe: Recipe,
+        phi: Mapping[str, Tensor] | None = None,
+        device: torch.device | str | None = None,
+        processes: int = 1,
     ) -> None:
-        """Start from `phi`, or from the architecture's random φ_0; on cuda where there is one, else on the CPU."""
+        """Start from `phi`, or from the architecture's random φ_0; on cuda where there is one, else on the CPU.
+
+        There several trajectories are shared out among so many `processes`, to the same bits with any number.
+        """
         self.recipe = recipe
         self.optimizer = recipe.optimizer()
         self.outer_step = 0
@@ -68,7 +84,13 @@ class OuterLoop:
         initial = self.optimizer.initial_phi(self._generators.host)
         self._descent = Descent(recipe.meta_optimizer, phi or initial, device)
         self._curriculum = Curriculum.of(recipe)
-        self._pool = TrajectoryPool(recipe, self.optimizer, self._generators)
+        self._patience = Patience(None if recipe.validation is None else recipe.validation.patience)
+        self._pool: Pool
+        processes = min(processes, recipe.unroll.advance) if device.type == "cpu" else 1
+        if processes > 1:
+            self._pool = Crew(recipe, processes)
+        else:
+            self._pool = TrajectoryPool(recipe, self.optimizer, self._generators)
 
     @property
     def phi(self) -> dict[str, Tensor]:
@@ -81,12 +103,12 @@ class OuterLoop:
         return self._descent.averaged_phi
 
     def __iter__(self) -> Iterator[Progress]:
-        """Make the outer steps that the recipe has left, one `Progress` each.
+        """Make the outer steps that the recipe has left, one `Progress` each; fewer where its patience ends.
 
         Raises:
             MetaTrainingError: naming the outer step and the family of tasks.
         """
-        while self.outer_step < self.recipe.meta_optimizer.outer_steps:
+        while self.outer_step < self.recipe.meta_optimizer.outer_steps and not self._patience.over:
             progress = self._outer_step(self.outer_step + 1)
             self.outer_step += 1
             yield progress
@@ -99,13 +121,18 @@ class OuterLoop:
                 "outer_step": self.outer_step,
                 "descent": self._descent.to_state(),
                 "curriculum": self._curriculum.to_state(),
+                "patience": self._patience.to_state(),
                 "generators": self._generators.to_state(),
                 "trajectories": self._pool.to_state(),
             }
         )
 
+    def close(self) -> None:
+        """End the processes that it has started."""
+        self._pool.close()
+
     @classmethod
-    def resume(cls, recipe: Recipe, data: bytes, device: torch.device | str | None = None) -> Self:
+    def resume(cls, recipe: Recipe, data: bytes, device: torch.device | str | None = None, processes: int = 1) -> Self:
         """The loop whose training checkpoint `data` is; `recipe` is its recipe, with as many outer steps or more.
 
         Raises:
@@ -115,10 +142,11 @@ class OuterLoop:
         if not isinstance(state, dict) or not set(state) >= _PARTS:
             raise ValueError(f"the training checkpoint is of no run: it has not {', '.join(sorted(_PARTS))}")
         require_same(recipe, state["recipe"])
-        loop = cls(recipe, state["descent"]["phi"], device)
+        loop = cls(recipe, state["descent"]["phi"], device, processes)
         loop.outer_step = state["outer_step"]
         loop._descent.restore(state["descent"])
         loop._curriculum.restore(state["curriculum"])
+        loop._patience.restore(state["patience"])
         loop._generators.restore(state["generators"])
         loop._pool.restore(state["trajectories"])
         return loop
@@ -127,7 +155,8 @@ class OuterLoop:
         if self._curriculum.over:
             self._descent.restore(self._curriculum.go_on())
             self._pool.clear()
-        advance = self._pool.advance(outer_step, self.phi, self._curriculum.horizon)
+        windows = self._pool.windows(outer_step, self.phi, self._curriculum.horizon)
+        advance = combined(windows, unit_norm=self.recipe.gradient.unit_norm)
         estimate, norm = advance.estimate, self._descent.clip(advance.estimate.gradients)
         # The only wait for the device in an outer step.
         measured = torch.stack([estimate.meta_loss, estimate.loss, norm, estimate.non_finite, estimate.lost])
@@ -140,18 +169,17 @@ class OuterLoop:
         )
 
     def _validate(self, outer_step: int) -> float | None:
-        """L(φ) at the recipe's longest T, where it is time; the curriculum looks at its own next T."""
+        """The held-out loss, where it is time; the curriculum looks at L at its own next T."""
         if outer_step % self.recipe.checkpoints.every and outer_step < self.recipe.meta_optimizer.outer_steps:
             return None
-        longest, following = self.recipe.unroll.longest, self._curriculum.next_horizon
-        loss = self._held_out_meta_loss(longest)
+        loss = held_out_loss(self.recipe, self.optimizer, self.averaged_phi)
+        self._patience.judge(loss)
+        following = self._curriculum.next_horizon
         if following is not None:
-            judged = loss if following == longest else self._held_out_meta_loss(following)
+            same = following == self.recipe.unroll.longest and self.recipe.validation is None
+            judged = loss if same else held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi, following)
             self._curriculum.judge(judged, self._descent.to_state())
         return loss
-
-    def _held_out_meta_loss(self, horizon: int) -> float:
-        return held_out_meta_loss(self.recipe, self.optimizer, self.averaged_phi, horizon)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -22,6 +22,7 @@ from optserve_server.metatraining.tables import (
     MetaOptimizer,
     TaskShare,
     Unroll,
+    Validation,
 )
 from optserve_server.naming import NAME_RULE, is_name, nearest, shown
 from optserve_server.optimizers import Optimizer
@@ -57,6 +58,7 @@ class Recipe(Table):
     imitation: Imitation | None = None
     curriculum: Curriculum | None = None
     meta_optimizer: MetaOptimizer = MetaOptimizer()
+    validation: Validation | None = None
     checkpoints: Checkpoints = Checkpoints()
 
     @field_validator("architecture")

@@ -324,6 +324,22 @@ class MetaOptimizer(Table):
         return self
 
 
+class Validation(Table):
+    """What φ is validated on, where that is not held-out tasks of the recipe's own families.
+
+    The held-out loss is then the geometric mean, over `tasks` and over the T's of `horizons`, of f(θ_T)/f(θ_0), with
+    `floor` added to both and the quotient at most the meta-loss's ceiling; each has `instances` tasks. Of a family that
+    the recipe trains on they are of the held-out half, of another one of the training half, which nothing else has
+    seen: so that evaluations stay unseen too. After `patience` validations without a better one the run is over.
+    """
+
+    tasks: Annotated[tuple[TaskShare, ...], Field(min_length=1)]
+    horizons: Annotated[tuple[Steps, ...], Field(min_length=1)]
+    instances: Annotated[int, Field(ge=1, le=1000)] = 4
+    floor: PositiveFloat = 1e-3
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
 class Checkpoints(Table):
     """Every so many outer steps φ is validated on held-out tasks and kept."""
 

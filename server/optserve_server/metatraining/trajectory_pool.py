@@ -1,7 +1,8 @@
-"""The trajectories under way, and an outer step's meta-gradient from them."""
+"""The trajectories under way, and an outer step's windows of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,59 +30,115 @@ class Advance:
     horizon: int
 
 
-class TrajectoryPool:
-    """As many trajectories as the recipe has under way, at different steps; each outer step advances some, in turn."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of one group over one window of the trajectory in `place`, which it leaves at `step` of `horizon`."""
 
-    def __init__(self, recipe: Recipe, optimizer: Optimizer, generators: Generators) -> None:
-        self._recipe = recipe
-        self._optimizer = optimizer
-        self._generators = generators
-        self._estimator = estimators.build(recipe)
-        self._trajectories: list[Trajectory | None] = [None] * recipe.unroll.trajectories
+    place: int
+    family: str
+    tasks: int
+    step: int
+    horizon: int
+    found: MetaGradient
 
-    def advance(self, outer_step: int, phi: Phi, longest: int) -> Advance:
-        """Take the next trajectories one window further; new ones have a T of at most `longest`."""
-        unroll = self._recipe.unroll
-        first = (outer_step - 1) * unroll.advance
-        places = [place % unroll.trajectories for place in range(first, first + unroll.advance)]
-        advanced = [self._at(place, outer_step, phi, longest) for place in places]
-        estimates = [found for trajectory in advanced for found in self._window(trajectory, outer_step, phi)]
-        return Advance(
-            _mean(estimates, unit_norm=self._recipe.gradient.unit_norm),
-            sum(tasks for tasks, _ in estimates),
-            ", ".join(dict.fromkeys(group.family.name for trajectory in advanced for group in trajectory.groups)),
-            advanced[-1].step,
-            advanced[-1].horizon,
-        )
+
+class Pool(Protocol):
+    """The trajectories under way, wherever they are."""
+
+    def windows(self, outer_step: int, phi: Phi, longest: int) -> Sequence[Estimate]:
+        """Take the outer step's trajectories one window further; new ones have a T of at most `longest`."""
+        ...
 
     def clear(self) -> None:
         """Give all trajectories up."""
-        self._trajectories = [None] * len(self._trajectories)
+        ...
 
-    def to_state(self) -> State:
-        """All trajectories, for a training checkpoint."""
-        return [None if found is None else found.to_state() for found in self._trajectories]
+    def to_state(self) -> list[State]:
+        """What is in each place, for a training checkpoint."""
+        ...
 
-    def restore(self, state: State) -> None:
-        """Go on with what they were."""
-        self._trajectories = [None if found is None else Trajectory.from_state(self._recipe, found) for found in state]
+    def restore(self, state: Sequence[State]) -> None:
+        """Go on with what was in each place."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class TrajectoryPool:
+    """As many trajectories as the recipe has under way, at different steps; each outer step advances some, in turn.
+
+    A single trajectory draws from the recipe's own generators. Of several each place has generators of its own, so that
+    it comes to the same wherever it is: a pool may have a `share` of all places only, every `shares`-th.
+    """
+
+    def __init__(
+        self, recipe: Recipe, optimizer: Optimizer, generators: Generators, share: int = 0, shares: int = 1
+    ) -> None:
+        self._recipe = recipe
+        self._optimizer = optimizer
+        self._share, self._shares = share, shares
+        several = recipe.unroll.trajectories > 1
+        self._generators = {
+            place: generators.of_place(recipe.seed, place) if several else generators
+            for place in range(share, recipe.unroll.trajectories, shares)
+        }
+        self._trajectories: dict[int, Trajectory | None] = dict.fromkeys(self._generators)
+
+    def windows(self, outer_step: int, phi: Phi, longest: int) -> list[Estimate]:
+        """Take the outer step's trajectories one window further, as far as they are of this share."""
+        unroll = self._recipe.unroll
+        first = (outer_step - 1) * unroll.advance
+        places = [place % unroll.trajectories for place in range(first, first + unroll.advance)]
+        return [
+            estimate
+            for place in places
+            if place in self._trajectories
+            for estimate in self._window(place, outer_step, phi, longest)
+        ]
+
+    def clear(self) -> None:
+        """Give all trajectories up."""
+        self._trajectories = dict.fromkeys(self._trajectories)
+
+    def to_state(self) -> list[State]:
+        """What is in each place of this share."""
+        return [
+            {
+                "trajectory": None if found is None else found.to_state(),
+                "generators": self._generators[place].to_state(),
+            }
+            for place, found in self._trajectories.items()
+        ]
+
+    def restore(self, state: Sequence[State]) -> None:
+        """Go on with what was in each place of this share."""
+        for place, of_place in zip(self._trajectories, state, strict=True):
+            found = of_place["trajectory"]
+            self._trajectories[place] = None if found is None else Trajectory.from_state(self._recipe, found)
+            self._generators[place].restore(of_place["generators"])
+
+    def close(self) -> None:
+        """Nothing: it holds nothing."""
 
     def _at(self, place: int, outer_step: int, phi: Phi, longest: int) -> Trajectory:
         """The trajectory in this place of the pool; a new one if it is over."""
         found = self._trajectories[place]
         if found is not None and not found.finished:
             return found
-        begun = self._begin(outer_step, phi, longest)
+        begun = self._begin(place, outer_step, phi, longest)
         if found is None:
             begun.end_in_turn(place, self._recipe.unroll)
         self._trajectories[place] = begun
         return begun
 
-    def _begin(self, outer_step: int, phi: Phi, longest: int) -> Trajectory:
-        trajectory = draw_trajectory(self._recipe, self._optimizer, self._generators, longest)
+    def _begin(self, place: int, outer_step: int, phi: Phi, longest: int) -> Trajectory:
+        generators = self._generators[place]
+        trajectory = draw_trajectory(self._recipe, self._optimizer, generators, longest)
         estimator = estimators.build(self._recipe, outer_step)
         trajectory.groups = [
-            estimator.begin(group, self._optimizer, phi, self._generators.device) for group in trajectory.groups
+            estimator.begin(group, self._optimizer, phi, generators.device) for group in trajectory.groups
         ]
         imitation = self._recipe.imitation
         if imitation is not None and imitation.weight_at(outer_step) > 0:
@@ -89,24 +146,39 @@ class TrajectoryPool:
                 group.teacher = Teacher.of(group.state.coordinates, imitation.learning_rate)
         return trajectory
 
-    def _window(self, trajectory: Trajectory, outer_step: int, phi: Phi) -> list[tuple[int, MetaGradient]]:
-        """The estimates of the trajectory's groups over its next window, each with its number of tasks."""
+    def _window(self, place: int, outer_step: int, phi: Phi, longest: int) -> list[Estimate]:
+        """The estimates of the groups of the trajectory in this place over its next window."""
+        trajectory = self._at(place, outer_step, phi, longest)
         steps = min(self._recipe.unroll.window, trajectory.last - trajectory.step)
         imitation = self._recipe.imitation
         weight = 0.0 if imitation is None else imitation.weight_at(outer_step)
         window = Window(trajectory.step, steps, trajectory.horizon, weight)
         trajectory.step += steps
+        estimator, generator = estimators.build(self._recipe, outer_step), self._generators[place].device
         return [
-            (group.tasks, self._estimator.estimate(self._optimizer, phi, group, window, self._generators.device))
+            Estimate(
+                *(place, group.family.name, group.tasks, trajectory.step, trajectory.horizon),
+                estimator.estimate(self._optimizer, phi, group, window, generator),
+            )
             for group in trajectory.groups
         ]
 
 
-def _mean(estimates: Sequence[tuple[int, MetaGradient]], *, unit_norm: bool) -> MetaGradient:
-    """The mean of estimates, weighted by their numbers of tasks; of tasks that are not finite, the sum."""
-    tasks = sum(count for count, _ in estimates)
-    shares = [count / tasks for count, _ in estimates]
-    found = [estimate for _, estimate in estimates]
+def combined(estimates: Sequence[Estimate], *, unit_norm: bool) -> Advance:
+    """The mean of an outer step's estimates, in the order of the trajectories, weighted by their numbers of tasks."""
+    tasks = sum(one.tasks for one in estimates)
+    last = estimates[-1]
+    return Advance(
+        _mean([one.tasks / tasks for one in estimates], [one.found for one in estimates], unit_norm=unit_norm),
+        tasks,
+        ", ".join(dict.fromkeys(one.family for one in estimates)),
+        last.step,
+        last.horizon,
+    )
+
+
+def _mean(shares: Sequence[float], found: Sequence[MetaGradient], *, unit_norm: bool) -> MetaGradient:
+    """The mean by these shares; of tasks that are not finite, the sum."""
     gradients = [_of_norm_one(estimate.gradients) if unit_norm else estimate.gradients for estimate in found]
     if len(found) == 1:
         return replace(found[0], gradients=gradients[0])

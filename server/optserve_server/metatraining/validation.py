@@ -1,14 +1,49 @@
 """Validation: the definition of L(φ) on held-out tasks, the same ones every time."""
 
+import math
+
 import torch
+from torch import Tensor
 
 from optserve_server.metatraining.meta_losses import bounded
 from optserve_server.metatraining.recipes import Recipe
-from optserve_server.metatraining.trajectories import draw_groups, unroll
+from optserve_server.metatraining.tables import TaskShare, Validation
+from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi
 
 VALIDATION_TASKS = 48
 _SEED = 1_000_003  # apart from every recipe's training seed in practice; held-out data are apart by construction
+_LAST = 50  # the final loss is the mean over the last fiftieth of the steps, for a minibatch's is noisy
+
+
+@torch.no_grad()
+def held_out_loss(recipe: Recipe, optimizer: Optimizer, phi: Phi) -> float:
+    """What φ is judged by: L(φ) at the recipe's longest T, or what its table `validation` asks for."""
+    if recipe.validation is None:
+        return held_out_meta_loss(recipe, optimizer, phi, recipe.unroll.longest)
+    logs = [
+        _log_quotient(recipe, recipe.validation, share, optimizer, phi, horizon)
+        for horizon in recipe.validation.horizons
+        for share in recipe.validation.tasks
+    ]
+    return math.exp(sum(logs) / len(logs))
+
+
+def _log_quotient(
+    recipe: Recipe, settings: Validation, share: TaskShare, optimizer: Optimizer, phi: Phi, horizon: int
+) -> float:
+    """The mean of ln((f(θ_T) + floor f(θ_0))/(f(θ_0) + floor f(θ_0))) over the tasks of one share at one T."""
+    generator = torch.Generator(next(iter(phi.values())).device).manual_seed(_SEED)
+    trained_on = share.family in {one.family for one in recipe.tasks}
+    half = "held-out" if trained_on else "train"
+    (group,) = draw_groups([share], [settings.instances], optimizer, generator, half)
+    losses = _unrolled(group, optimizer, phi, horizon, generator)
+    initial = group.initial_loss
+    assert initial is not None
+    final = losses[-math.ceil(horizon / _LAST) :].mean(dim=0)
+    quotients = final.where(final.isfinite(), math.inf) / initial
+    logs = torch.log((quotients.clamp(0, recipe.meta_loss.ceiling) + settings.floor) / (1 + settings.floor))
+    return logs.double().mean().item()
 
 
 @torch.no_grad()
@@ -27,17 +62,22 @@ def held_out_meta_loss(
     groups = draw_groups(recipe.tasks, counts, optimizer, generator, "held-out")
     total = torch.zeros((), dtype=torch.float64, device=device)
     for share, group in zip(recipe.tasks, groups, strict=True):
-        losses = unroll(
-            group,
-            optimizer,
-            phi,
-            first_step=0,
-            steps=horizon,
-            horizon=horizon,
-            generator=generator,
-            second_order=False,
-        )
+        losses = _unrolled(group, optimizer, phi, horizon, generator)
         assert group.initial_loss is not None
         final = bounded(recipe.meta_loss, losses[-1], group.initial_loss)
         total += final.mean().double() * (share.weight / whole)
     return total.item()
+
+
+def _unrolled(group: Group, optimizer: Optimizer, phi: Phi, horizon: int, generator: torch.Generator) -> Tensor:
+    """f after each of T steps, `[T, tasks]`."""
+    return unroll(
+        group,
+        optimizer,
+        phi,
+        first_step=0,
+        steps=horizon,
+        horizon=horizon,
+        generator=generator,
+        second_order=False,
+    )
