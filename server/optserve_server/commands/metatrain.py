@@ -1,5 +1,7 @@
 """`optserve metatrain`: learn an optimizer from a recipe."""
 
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from optserve_server.metatraining.recipes import Recipe
     from optserve_server.metatraining.weight_files import Record
 
+_SAVE_SECONDS = 30.0
+
 
 def metatrain(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; recipes/ has examples.", exists=True)],
@@ -27,7 +31,9 @@ def metatrain(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="With --local: CPU threads; another number may change the last bits of φ. Default: 1."
+            min=1,
+            help="With --local: CPU cores. Where a recipe has several trajectories under way φ is the same with any "
+            "number; elsewhere another may change its last bits. Default: 1.",
         ),
     ] = None,
     detach: Detach = False,
@@ -39,7 +45,8 @@ def metatrain(
     On the server every checkpoint becomes a version. Ctrl-C ends the showing, not the run.
 
     With --local the optimizer is tried on held-out tasks at every checkpoint, and its weights are written if it is the
-    best so far; so the file is there early, and stays if this is stopped (Ctrl-C).
+    best so far; so the file is there early, and stays if this is stopped (Ctrl-C). The same command then goes on where
+    it was, from OUTPUT.checkpoint, which is written every half minute and removed at the end.
     """
     if local:
         _run_here(recipe, output, threads or 1)
@@ -53,8 +60,7 @@ def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
     import torch
 
     from optserve_server.metatraining import recipes
-    from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop
-    from optserve_server.metatraining.weight_files import Record
+    from optserve_server.metatraining.outer_loop import MetaTrainingError
 
     try:
         parsed = recipes.load(recipe)
@@ -64,11 +70,13 @@ def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
     target = output or recipe.with_suffix(".safetensors")
     require_writable(target, "--output")
     torch.set_num_threads(threads)
-    record = Record()
+    saved = target.with_name(target.name + ".checkpoint")
+    loop, record = _open(parsed, phi, threads, saved)
     try:
-        _run(OuterLoop(parsed, phi), record, target)
+        with closing(loop):
+            _run(loop, record, target, saved)
     except (KeyboardInterrupt, MetaTrainingError) as error:
-        typer.echo(f"stopped at outer step {len(record.meta_losses)}: {str(error) or 'interrupted'}", err=True)
+        typer.echo(f"stopped at outer step {loop.outer_step}: {str(error) or 'interrupted'}", err=True)
         if record.best_phi is None:
             typer.echo("nothing written: there was no checkpoint yet", err=True)
             raise typer.Exit(1) from error
@@ -76,7 +84,36 @@ def _run_here(recipe: Path, output: Path | None, threads: int) -> None:
         _tell(target, record)
         raise typer.Exit(1) from error
     _write(target, record, parsed)
+    saved.unlink(missing_ok=True)
     _tell(target, record)
+
+
+def _open(recipe: "Recipe", phi: "dict[str, Tensor] | None", threads: int, saved: Path) -> "tuple[OuterLoop, Record]":
+    """The outer loop and its record: from the training checkpoint `saved`, or from the beginning."""
+    import torch
+
+    from optserve_server.metatraining import training_checkpoints
+    from optserve_server.metatraining.outer_loop import OuterLoop
+    from optserve_server.metatraining.weight_files import Record
+
+    if not saved.exists():
+        return OuterLoop(recipe, phi, processes=threads), Record()
+    try:
+        state = training_checkpoints.decode(saved.read_bytes(), torch.device("cpu"))
+        loop = OuterLoop.resume(recipe, state["loop"].numpy().tobytes(), processes=threads)
+    except ValueError as error:
+        raise typer.BadParameter(f"cannot go on from {saved}: {error}; remove it to begin anew") from error
+    typer.echo(f"{saved}: going on behind outer step {loop.outer_step}")
+    return loop, Record.from_state(state["record"])
+
+
+def _save(loop: "OuterLoop", record: "Record", saved: Path) -> None:
+    import torch
+
+    from optserve_server.metatraining import training_checkpoints
+
+    of_loop = torch.frombuffer(bytearray(loop.checkpoint()), dtype=torch.uint8)
+    _replace(saved, training_checkpoints.encode({"loop": of_loop, "record": record.to_state()}))
 
 
 def _weights(file: Path, recipe: "Recipe") -> "dict[str, Tensor]":
@@ -95,7 +132,7 @@ def _weights(file: Path, recipe: "Recipe") -> "dict[str, Tensor]":
     return phi
 
 
-def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
+def _run(loop: "OuterLoop", record: "Record", target: Path, saved: Path) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -114,10 +151,14 @@ def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
         TextColumn("{task.fields[losses]}"),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task(loop.recipe.name, total=loop.recipe.meta_optimizer.outer_steps, losses="")
-        held_out = "…"
+        outer_steps = loop.recipe.meta_optimizer.outer_steps
+        task = bar.add_task(loop.recipe.name, total=outer_steps, completed=loop.outer_step, losses="")
+        held_out, due = "…", time.monotonic() + _SAVE_SECONDS
         for progress in loop:
             record.add(progress, loop)
+            if time.monotonic() >= due:
+                _save(loop, record, saved)
+                due = time.monotonic() + _SAVE_SECONDS
             if progress.meta_loss_held_out is not None:
                 held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
                 if record.best_outer_step == progress.outer_step:
@@ -128,8 +169,12 @@ def _run(loop: "OuterLoop", record: "Record", target: Path) -> None:
 
 
 def _write(target: Path, record: "Record", recipe: "Recipe") -> None:
+    _replace(target, record.encode(recipe))
+
+
+def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(target.name + ".part")
-    temporary.write_bytes(record.encode(recipe))
+    temporary.write_bytes(data)
     temporary.replace(target)
 
 

@@ -36,7 +36,7 @@ class Patience:
 
 @dataclass
 class Curriculum:
-    """Which T is trained on (Chen et al. 2020, section 3.1): `horizons[stage]`, and then the next, when L at that next T has stopped improving.
+    """Which T is trained on: `horizons[stage]`, and then the next, when L at that next T has stopped improving.
 
     `best` is the lowest L at the next T in this stage, and `kept` what the outer loop was then; `waited` counts the
     validations since. Without a curriculum there is one stage, the recipe's longest T.

@@ -10,6 +10,7 @@ from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.tables import TaskShare, Validation
 from optserve_server.metatraining.trajectories import Group, draw_groups, unroll
 from optserve_server.optimizers import Optimizer, Phi
+from optserve_server.tasks.base import Split
 
 VALIDATION_TASKS = 48
 _SEED = 1_000_003  # apart from every recipe's training seed in practice; held-out data are apart by construction
@@ -35,7 +36,7 @@ def _log_quotient(
     """The mean of ln((f(θ_T) + floor f(θ_0))/(f(θ_0) + floor f(θ_0))) over the tasks of one share at one T."""
     generator = torch.Generator(next(iter(phi.values())).device).manual_seed(_SEED)
     trained_on = share.family in {one.family for one in recipe.tasks}
-    half = "held-out" if trained_on else "train"
+    half: Split = "held-out" if trained_on else "train"
     (group,) = draw_groups([share], [settings.instances], optimizer, generator, half)
     losses = _unrolled(group, optimizer, phi, horizon, generator)
     initial = group.initial_loss

@@ -3,14 +3,16 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from optserve_server.metatraining.outer_loop import OuterLoop, Progress
 from optserve_server.metatraining.recipes import Recipe
+from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import weights
 
 
@@ -30,6 +32,15 @@ class Record:
         if held_out is not None and held_out < self.best_meta_loss_held_out:
             self.best_phi = {name: weight.clone() for name, weight in loop.averaged_phi.items()}
             self.best_outer_step, self.best_meta_loss_held_out = progress.outer_step, held_out
+
+    def to_state(self) -> State:
+        """All of it, for a training checkpoint."""
+        return {**asdict(self), "best_meta_loss_held_out": float(self.best_meta_loss_held_out).hex()}
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        """The record whose `to_state` this is."""
+        return cls(**{**state, "best_meta_loss_held_out": float.fromhex(state["best_meta_loss_held_out"])})
 
     def encode(self, recipe: Recipe) -> bytes:
         """The weight file of the best φ.

@@ -13,6 +13,7 @@ leaves a curve without a gap; its successor makes the outer steps behind the che
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -70,6 +71,10 @@ class MetaTraining:
     def carry_out(self) -> None:
         """Make the outer steps that are left."""
         loop = self._loop = self._open()
+        with closing(loop):
+            self._make_outer_steps(loop)
+
+    def _make_outer_steps(self, loop: OuterLoop) -> None:
         steps = iter(loop)
         while True:
             self._holding.require()
@@ -102,11 +107,11 @@ class MetaTraining:
     def _open(self) -> OuterLoop:
         recipe, checkpoint, phi = self._holding.persist(self._read)
         if checkpoint is not None:
-            return OuterLoop.resume(recipe, checkpoint, self._device)
+            return OuterLoop.resume(recipe, checkpoint, self._device, torch.get_num_threads())
         needed, there = memory.estimate_bytes(recipe), device_memory_bytes(self._device)
         if needed > there:
             raise MemoryError(f"the recipe needs about {needed} bytes of memory, and {self._device} has {there}")
-        return OuterLoop(recipe, phi, self._device)
+        return OuterLoop(recipe, phi, self._device, torch.get_num_threads())
 
     def _read(self, db_session: Session, run: MetaTrainingRun) -> tuple[Recipe, bytes | None, dict[str, Tensor] | None]:
         """The recipe, and what to go on from: a training checkpoint, or the φ_0 of a version, or neither."""
