@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optserve_server import tasks
-from optserve_server.metatraining import captured, differentiation
+from optserve_server.metatraining import captured, differentiation, perceptrons
 from optserve_server.metatraining.captured import Captured
 from optserve_server.metatraining.differentiation import losses_and_gradients
 from optserve_server.metatraining.trajectories import Group
@@ -97,7 +97,8 @@ def draw(name: str, generator: torch.Generator) -> Group:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second evaluation is traced."""
+    """The second evaluation is traced, of perceptrons too, which have a kernel."""
+    monkeypatch.setattr(perceptrons, "perceptron_of", lambda _group, _batch: None)
     monkeypatch.setattr(differentiation, "TRACED_AFTER", 2)
     monkeypatch.setattr(differentiation, "_asked", type(differentiation._asked)())
     monkeypatch.setattr(differentiation, "_traced", {})

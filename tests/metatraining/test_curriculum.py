@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from optserve_server.metatraining import outer_loop, recipes
+from optserve_server.metatraining import outer_loop, recipes, validation
 from optserve_server.metatraining.outer_loop import OuterLoop
 
 LONGEST = 16
@@ -36,7 +36,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
         asked.append((horizon, next(losses[horizon])))
         return asked[-1][1]
 
-    monkeypatch.setattr(outer_loop, "held_out_meta_loss", held_out)
+    for asking in (outer_loop, validation):
+        monkeypatch.setattr(asking, "held_out_meta_loss", held_out)
     return asked
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optserve_server import tasks
-from optserve_server.metatraining import differentiation
+from optserve_server.metatraining import differentiation, perceptrons
 from optserve_server.metatraining.differentiation import losses_and_gradients
 from optserve_server.metatraining.trajectories import Group
 from optserve_server.optimizers import HiddenState
@@ -30,6 +30,11 @@ FAMILIES = [
     "digits-conv",
     "digits-autoencoder",
     "markov-rnn",
+    "synthetic-mlp",
+    "patterns-conv",
+    "echo-rnn",
+    "varied-quadratic",
+    "curved-valley",
 ]
 
 
@@ -49,7 +54,8 @@ def plainly(group: Group, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second evaluation is traced."""
+    """The second evaluation is traced, of perceptrons too, which have a kernel."""
+    monkeypatch.setattr(perceptrons, "perceptron_of", lambda _group, _batch: None)
     monkeypatch.setattr(differentiation, "TRACED_AFTER", 2)
     monkeypatch.setattr(differentiation, "_asked", type(differentiation._asked)())
     monkeypatch.setattr(differentiation, "_traced", {})

@@ -166,7 +166,7 @@ def test_the_record_keeps_the_best_averaged_phi() -> None:
 def test_what_is_validated_is_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = OuterLoop(recipe(meta_optimizer={"outer_steps": 2, "learning_rate": 0.5, "averaging": 0.5}))
     seen = []
-    monkeypatch.setattr(outer_loop, "held_out_meta_loss", lambda *arguments: seen.append(arguments[2]) or 1.0)
+    monkeypatch.setattr(outer_loop, "held_out_loss", lambda *arguments: seen.append(arguments[2]) or 1.0)
     list(loop)
     assert seen == [loop.averaged_phi]
 

@@ -150,7 +150,7 @@ def test_what_a_recipe_is_written_down_as_is_that_recipe(gradient: dict[str, Any
     recipe = recipes.parse({**TINY, **tables, "gradient": gradient})
     written = recipe.model_dump(mode="json")
     assert recipes.parse(written) == recipe
-    own = {"sigma", "pairs"} if "sigma" in gradient else {"second_order"}
+    own = {"sigma", "final_sigma", "pairs"} if "sigma" in gradient else {"second_order"}
     assert written["gradient"].keys() == {"estimator", "unit_norm"} | own
 
 

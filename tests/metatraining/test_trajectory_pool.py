@@ -8,7 +8,7 @@ import torch
 from optserve_server.metatraining import recipes
 from optserve_server.metatraining.distribution import Generators
 from optserve_server.metatraining.outer_loop import OuterLoop
-from optserve_server.metatraining.trajectory_pool import TrajectoryPool
+from optserve_server.metatraining.trajectory_pool import TrajectoryPool, combined
 
 TINY_MLP = {"family": "digits-mlp", "parameters": {"hidden_sizes": [2], "batch_size": 2}}
 
@@ -37,8 +37,8 @@ def test_each_outer_step_takes_the_next_ones_one_window_further() -> None:
     found, phi = pool(recipe())
     steps = []
     for outer_step in range(1, 13):
-        assert found.advance(outer_step, phi, 8).tasks == 6
-        steps.append([None if one is None else one.step for one in found._trajectories])
+        assert combined(found.windows(outer_step, phi, 8), unit_norm=False).tasks == 6
+        steps.append([None if one is None else one.step for one in found._trajectories.values()])
     assert steps[:4] == [[2, 2, None, None], [2, 2, 2, 2], [2, 4, 2, 2], [2, 4, 4, 4]]
     assert sorted(steps[-1]) == [2, 4, 6, 8]  # and so they stay: at different steps
 
@@ -54,14 +54,13 @@ def test_with_unit_norm_every_group_pulls_alike() -> None:
             meta_optimizer={"tasks_per_outer_step": 30},
         )
         found, phi = pool(parsed)
-        estimates.append(found.advance(1, phi, 8))
+        estimates.append(combined(found.windows(1, phi, 8), unit_norm=unit_norm))
         counts = [group.tasks for group in found._trajectories[0].groups]  # type: ignore[union-attr]
     alone = []
     for number in range(2):
         found, phi = pool(parsed)
-        trajectory = found._begin(1, phi, 8)
-        window = found._window(trajectory, 1, phi)
-        alone.append(torch.cat([gradient.flatten() for gradient in window[number][1].gradients.values()]))
+        window = found.windows(1, phi, 8)
+        alone.append(torch.cat([gradient.flatten() for gradient in window[number].found.gradients.values()]))
     shares = [count / 30 for count in counts]
     plain, unit = (torch.cat([g.flatten() for g in one.estimate.gradients.values()]) for one in estimates)
     torch.testing.assert_close(plain, shares[0] * alone[0] + shares[1] * alone[1])
@@ -72,7 +71,8 @@ def test_with_unit_norm_every_group_pulls_alike() -> None:
 def test_a_gradient_of_zero_stays_zero() -> None:
     parsed = recipe(gradient={"unit_norm": True}, unroll={"steps": 2}, meta_loss={"ceiling": 1e-9})
     found, phi = pool(parsed)
-    assert all((gradient == 0).all() for gradient in found.advance(1, phi, 2).estimate.gradients.values())
+    advance = combined(found.windows(1, phi, 2), unit_norm=True)
+    assert all((gradient == 0).all() for gradient in advance.estimate.gradients.values())
 
 
 @pytest.mark.parametrize("advance", [1, 3])

@@ -48,6 +48,14 @@ ROWS = {
     "digits-conv": Row("digits-conv", {"channels": [4, 4], "activation": "tanh", "batch_size": 16}, 1.0, "images"),
     "digits-autoencoder": Row("digits-autoencoder", {"hidden_sizes": [8, 4], "batch_size": 8}, 1.0, "images"),
     "markov-rnn": Row("markov-rnn", {"symbols": 3, "length": 6, "hidden_size": 6, "batch_size": 16}, 3.0, "logits"),
+    "synthetic-mlp": Row("synthetic-mlp", {"label_noise": 0.2, "normalised": True}, 0.1, "scales"),
+    "synthetic-rows": Row("synthetic-mlp", {"data": "teacher-classes", "rows": 30}, 0.3, "scales"),
+    "synthetic-values": Row("synthetic-mlp", {"data": "teacher-values", "ill_scaling": 0.5}, 0.03, "scales"),
+    "synthetic-autoencoder": Row("synthetic-mlp", {"data": "autoencoder", "activation": "silu"}, 0.3, "scales"),
+    "patterns-conv": Row("patterns-conv", {"activation": "tanh", "batch_size": 32}, 0.3, "patterns"),
+    "echo-rnn": Row("echo-rnn", {"length": 4, "hidden_size": 6, "batch_size": 16}, 0.3, "echoes"),
+    "varied-quadratic": Row("varied-quadratic", {"dimension": 5}, 1e-4, "minimum"),
+    "curved-valley": Row("curved-valley", {}, 1e-5, "shift"),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 TASKS = 3

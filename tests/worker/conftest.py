@@ -107,7 +107,7 @@ def swift(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in threads of the tests do not keep them waiting."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(holding, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(memory, "estimate_bytes", lambda recipe: 0)
+    monkeypatch.setattr(memory, "estimate_bytes", lambda recipe, processes=1: 0)
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ class Patience:
         """Take in one more validation."""
         self.best, self.waited = (loss, 0) if loss < self.best else (self.best, self.waited + 1)
 
+    def renew(self) -> None:
+        """Wait as long again, where it has ended a run that is to go on after all."""
+        if self.over:
+            self.waited = 0
+
     def to_state(self) -> State:
         """Where it stands, for a training checkpoint."""
         return {"best": None if math.isinf(self.best) else self.best, "waited": self.waited}

@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from optserve_server.metatraining import estimators
+from optserve_server.metatraining.crew import crew_size
 from optserve_server.metatraining.estimators import Window
 from optserve_server.metatraining.imitation import Teacher
 from optserve_server.metatraining.recipes import Recipe, RecipeError
+from optserve_server.metatraining.tables import TaskShare, Validation, VariedShare
 from optserve_server.metatraining.trajectories import draw_groups
-from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_meta_loss
+from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_loss, held_out_meta_loss
 
 PROCESS_BYTES = 300 * 2**20
 """Of a worker that has imported everything and computes nothing."""
@@ -40,39 +43,46 @@ class Size(NamedTuple):
     peak: int
 
 
-def estimate_bytes(recipe: Recipe) -> int:
+def estimate_bytes(recipe: Recipe, processes: int = 1) -> int:
     """The memory of a worker at its peak, in bytes, to within a factor of two.
 
     That is the process, the trajectories under way, and the greatest of what one window of the estimator, a validation
-    and a training checkpoint need.
+    and a training checkpoint need; of several `processes` each has a window at a time. Of `choices` it is those that
+    need most.
 
     Raises:
         RecipeError: naming the tasks on which a step fails, and how.
     """
+    crew = crew_size(recipe, processes)
+    shares = []
+    for number, share in enumerate(recipe.tasks):
+        with _naming_tasks(f"tasks.{number}", share.family):
+            shares.append(_heaviest(recipe, share))
+    recipe = recipe.model_copy(update={"tasks": tuple(shares)})
     sizes = []
     for number, count in enumerate(_counts(recipe)):
-        with _naming_tasks(recipe, number):
-            _warm_caches(recipe, number)
+        with _naming_tasks(f"tasks.{number}", recipe.tasks[number].family):
             sizes.append(_group_size(recipe, number, count))
     kept = [size.kept for size in sizes]
     trajectories = recipe.unroll.trajectories
     all_kept = sum(kept) if trajectories == 1 else trajectories * max(kept)
     window = max(size.peak - size.kept for size in sizes)
-    working = max(window, _validation_bytes(recipe), _CHECKPOINT_COPIES * all_kept)
-    return PROCESS_BYTES + math.ceil(_FRAGMENTATION * (all_kept + working))
+    copies = _CHECKPOINT_COPIES * (1 if crew == 1 else 2)  # which the crew makes first, and then the worker
+    working = max(crew * window, _validation_bytes(recipe), copies * all_kept)
+    processes = 1 if crew == 1 else 1 + crew
+    return processes * PROCESS_BYTES + math.ceil(_FRAGMENTATION * (all_kept + working))
 
 
 @contextmanager
-def _naming_tasks(recipe: Recipe, number: int) -> Iterator[None]:
+def _naming_tasks(path: str, family: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        family = recipe.tasks[number].family
         what = f"{type(error).__name__}: {error}".rstrip(".")
         message = (
             f"a step on tasks of the family {family!r} raises {what}; docs/tasks.md says what a family has to be like"
         )
-        raise RecipeError(f"tasks.{number}", message) from error
+        raise RecipeError(path, message) from error
 
 
 def _counts(recipe: Recipe) -> list[int]:
@@ -129,17 +139,45 @@ def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
     return Size(meter.kept, meter.peak)
 
 
+def _heaviest(recipe: Recipe, share: VariedShare) -> TaskShare:
+    """The share with the choice of each parameter that needs most in a step on one task, the others being the first."""
+
+    def peak(name: str, value: Any) -> int:
+        alone = share.with_choices({name: value})
+        _warm_caches(alone)
+        return _window_size(recipe.model_copy(update={"tasks": (alone,)}), 0, 1, 1).peak
+
+    _warm_caches(share)
+    varied = {name: values for name, values in share.choices.items() if len(values) > 1}
+    return share.with_choices({name: max(values, key=partial(peak, name)) for name, values in varied.items()})
+
+
 def _validation_bytes(recipe: Recipe) -> int:
-    def run(_: _Meter) -> None:
-        optimizer = recipe.optimizer()
-        held_out_meta_loss(recipe, optimizer, optimizer.initial_phi(torch.Generator()), 2, VALIDATION_TASKS)
+    optimizer, settings = recipe.optimizer(), recipe.validation
+    phi = optimizer.initial_phi(torch.Generator())
 
-    return _measure(run).peak
+    def of_own_tasks(_: _Meter) -> None:
+        held_out_meta_loss(recipe, optimizer, phi, 2, VALIDATION_TASKS)
+
+    def of_others(share: TaskShare, settings: Validation, _: _Meter) -> None:
+        alone = settings.model_copy(update={"tasks": (share,), "horizons": (2,)})
+        held_out_loss(recipe.model_copy(update={"validation": alone}), optimizer, phi)
+
+    peak = 0
+    if settings is None or recipe.curriculum is not None:
+        peak = _measure(of_own_tasks).peak
+    if settings is None:
+        return peak
+    for number, share in enumerate(settings.tasks):
+        with _naming_tasks(f"validation.tasks.{number}", share.family):
+            _warm_caches(share)
+            peak = max(peak, _measure(partial(of_others, share, settings)).peak)
+    return peak
 
 
-def _warm_caches(recipe: Recipe, number: int) -> None:
+def _warm_caches(share: TaskShare) -> None:
     """Let the family load its data while tensors are real: what it keeps for later must have numbers."""
-    family, generator = recipe.tasks[number].build(), torch.Generator()
+    family, generator = share.build(), torch.Generator()
     for split in ("train", "held-out"):
         family.batch(generator, family.sample(generator, 1, split), 1)
 

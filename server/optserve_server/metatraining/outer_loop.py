@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optserve_server.metatraining import training_checkpoints
-from optserve_server.metatraining.crew import Crew
+from optserve_server.metatraining.crew import Crew, crew_size
 from optserve_server.metatraining.curriculum import Curriculum, Patience
 from optserve_server.metatraining.descent import Descent
 from optserve_server.metatraining.distribution import Generators
@@ -17,15 +17,8 @@ from optserve_server.metatraining.recipes import Recipe, require_same
 from optserve_server.metatraining.trajectory_pool import Advance, Pool, TrajectoryPool, combined
 from optserve_server.metatraining.validation import held_out_loss, held_out_meta_loss
 
-_PARTS = {
-    "recipe",
-    "outer_step",
-    "descent",
-    "curriculum",
-    "patience",
-    "generators",
-    "trajectories",
-}  # of a training checkpoint
+_PARTS = {"recipe", "outer_step", "descent", "curriculum", "patience", "generators", "trajectories"}
+"""Of a training checkpoint."""
 
 
 class MetaTrainingError(ArithmeticError):
@@ -85,12 +78,8 @@ class OuterLoop:
         self._descent = Descent(recipe.meta_optimizer, phi or initial, device)
         self._curriculum = Curriculum.of(recipe)
         self._patience = Patience(None if recipe.validation is None else recipe.validation.patience)
-        self._pool: Pool
-        processes = min(processes, recipe.unroll.advance) if device.type == "cpu" else 1
-        if processes > 1:
-            self._pool = Crew(recipe, processes)
-        else:
-            self._pool = TrajectoryPool(recipe, self.optimizer, self._generators)
+        crew = crew_size(recipe, processes) if device.type == "cpu" else 1
+        self._pool: Pool = Crew(recipe, crew) if crew > 1 else TrajectoryPool(recipe, self.optimizer, self._generators)
 
     @property
     def phi(self) -> dict[str, Tensor]:
@@ -135,6 +124,8 @@ class OuterLoop:
     def resume(cls, recipe: Recipe, data: bytes, device: torch.device | str | None = None, processes: int = 1) -> Self:
         """The loop whose training checkpoint `data` is; `recipe` is its recipe, with as many outer steps or more.
 
+        With more, a loop that its patience has ended goes on too, and is patient once more.
+
         Raises:
             ValueError: no training checkpoint, or one of another recipe; names the key that differs.
         """
@@ -147,6 +138,8 @@ class OuterLoop:
         loop._descent.restore(state["descent"])
         loop._curriculum.restore(state["curriculum"])
         loop._patience.restore(state["patience"])
+        if recipe.meta_optimizer.outer_steps > state["recipe"]["meta_optimizer"]["outer_steps"]:
+            loop._patience.renew()
         loop._generators.restore(state["generators"])
         loop._pool.restore(state["trajectories"])
         return loop

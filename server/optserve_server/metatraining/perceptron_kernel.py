@@ -233,7 +233,11 @@ def _squared_error(desk, targets, task, count, outputs, top):
 
 @inlined
 def _backward(sizes, normalised, desk, count, rows, widest):
-    """From the flows at the top down; what lies behind a row of weights is overwritten by the next row."""
+    """From the flows at the top down.
+
+    A row of weights is written in whole vectors; what lies behind it is the next row, which comes later, but behind the
+    last one the layer above, which has been and is put back.
+    """
     layers, end = len(sizes) - 1, 0
     for layer in range(layers):
         end += (sizes[layer] + 1) * sizes[layer + 1]
@@ -243,12 +247,14 @@ def _backward(sizes, normalised, desk, count, rows, widest):
         for row in range(count):
             for i in range(width):
                 desk.rows[row, i] = desk.hidden[below + i, row]
+        of_layer_above = load(desk.gradient, 0, end)
         for unit in range(units):
             for column in range(0, width, LANES):
                 flow = splat(ZERO)
                 for row in range(count):
                     flow = flow + desk.flows[above + unit, row] * load(desk.rows, row, column)
                 store(flow, desk.gradient, 0, offset + unit * width + column)
+        store(of_layer_above, desk.gradient, 0, end)
         for unit in range(units):
             flow = ZERO
             for row in range(count):

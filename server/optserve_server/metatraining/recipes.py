@@ -23,6 +23,7 @@ from optserve_server.metatraining.tables import (
     TaskShare,
     Unroll,
     Validation,
+    VariedShare,
 )
 from optserve_server.naming import NAME_RULE, is_name, nearest, shown
 from optserve_server.optimizers import Optimizer
@@ -50,7 +51,7 @@ class Recipe(Table):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     start_from: str | None = None
     architecture: dict[str, Any]
-    tasks: Annotated[tuple[TaskShare, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[VariedShare, ...], Field(min_length=1)]
     unroll: Unroll = Unroll()
     meta_loss: MetaLoss = MetaLoss()
     gradient: GradientEstimator = GradientEstimator()

@@ -199,7 +199,7 @@ def _observations(
     if told is None:
         return Observations(gradients, clock, theta, seen, horizons, shapes)
     assert group.initial_loss is not None
-    told_loss = told.losses(seen, group.initial_loss) if told.loss else None
+    told_loss = shown(told.losses(loss, group.initial_loss)) if told.loss else None
     return Observations(gradients, clock, theta, told_loss, horizons if told.horizon else None, shapes)
 
 

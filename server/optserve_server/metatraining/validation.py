@@ -22,12 +22,11 @@ def held_out_loss(recipe: Recipe, optimizer: Optimizer, phi: Phi) -> float:
     """What φ is judged by: L(φ) at the recipe's longest T, or what its table `validation` asks for."""
     if recipe.validation is None:
         return held_out_meta_loss(recipe, optimizer, phi, recipe.unroll.longest)
-    logs = [
-        _log_quotient(recipe, recipe.validation, share, optimizer, phi, horizon)
-        for horizon in recipe.validation.horizons
-        for share in recipe.validation.tasks
-    ]
-    return math.exp(sum(logs) / len(logs))
+    settings, total = recipe.validation, 0.0
+    for horizon in settings.horizons:
+        for share in settings.tasks:
+            total += share.weight * _log_quotient(recipe, settings, share, optimizer, phi, horizon)
+    return math.exp(total / (len(settings.horizons) * sum(share.weight for share in settings.tasks)))
 
 
 def _log_quotient(

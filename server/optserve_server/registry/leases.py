@@ -201,6 +201,12 @@ def give_back(db_session: Session, work: Leased) -> None:
     db_session.flush()
 
 
+def give_up(db_session: Session, work: Leased) -> None:
+    """Let go of work that one of the worker's processes has died of, as if it had been the worker."""
+    work.deaths += 1
+    give_back(db_session, work)
+
+
 def finish(db_session: Session, work: Leased, status: str, error: str | None = None) -> None:
     """End the work; `error` says why it `failed`."""
     moment = clock(db_session)  # asked first, for the question writes down what has changed so far

@@ -1,4 +1,4 @@
-"""Curved valleys: chains of Rosenbrock's function, and products of matrices."""
+"""Curved valleys: chains of Rosenbrock's function."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

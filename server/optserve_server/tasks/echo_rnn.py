@@ -54,10 +54,11 @@ class EchoRNN:
     def batch(self, generator: torch.Generator, task_data: TaskData, tasks: int) -> Batch:
         """Inputs `[tasks, length, batch_size, 2]` and echoes `[tasks, length, batch_size]`."""
         size = (tasks, self.length + 2, self.batch_size, _HEARD)
-        heard = torch.randn(size, generator=generator, device=generator.device)
+        precision = task_data["echoes"].dtype
+        heard = torch.randn(size, generator=generator, device=generator.device).to(precision)
         echoes = torch.tanh(torch.einsum("tlbi,tki->tklb", heard, task_data["echoes"]))
         total = echoes[:, 0, 2:] + echoes[:, 1, 1:-1] + echoes[:, 2, :-2]
-        noise = torch.randn(total.shape, generator=generator, device=generator.device)
+        noise = torch.randn(total.shape, generator=generator, device=generator.device).to(precision)
         return {"heard": heard[:, 2:], "echoes": total + task_data["noise"] * noise}
 
     def loss(self, theta: Theta, task: TaskData, batch: Batch) -> Tensor:

@@ -18,12 +18,13 @@ SIDE = 6
 class PatternsConv:
     """Cross-entropy of a convolution 3 × 3, pooling by 2 and a linear layer, on images 6 × 6 of random patterns.
 
-    Each class is a pattern, shown in a random place (images are wrapped around) under noise whose size is the task's.
+    Each class is a pattern, which is shown as it is or moved by one pixel up, left or both (what goes out comes in on
+    the other side), under noise whose size is the task's.
     """
 
     name: ClassVar[str] = "patterns-conv"
     description: ClassVar[str] = (
-        "cross-entropy of a convolutional network in miniature on generated patterns in random places"
+        "cross-entropy of a convolutional network in miniature on generated patterns moved at random"
     )
 
     channels: Annotated[int, Ge(1), Le(64)] = 4
@@ -43,7 +44,7 @@ class PatternsConv:
         }
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
-        """Patterns `[tasks, classes, 6, 6]` in all their places, and the noise `[tasks, 1, 1]`."""
+        """Patterns `[tasks, classes, 6, 6]`, the first number telling the half, and the noise `[tasks, 1, 1]`."""
         device = generator.device
         patterns = torch.randn(tasks, self.classes, SIDE, SIDE, generator=generator, device=device)
         noise = torch.empty(tasks, 1, 1, device=device).uniform_(0.1, 1.2, generator=generator)

@@ -76,11 +76,11 @@ class SyntheticMLP:
         return self.perceptron.shapes
 
     def sample(self, generator: torch.Generator, tasks: int, split: Split) -> TaskData:
-        """What the rows are drawn from, or the `rows` themselves; its first number tells the half."""
+        """What the rows are drawn from, or the `rows` themselves; the first of the `scales` tells the half."""
         source = self._source(generator, tasks, split)
         if not self.rows:
             return source
-        return self._draw(generator, source, tasks, self.rows)
+        return {"scales": source["scales"], **self._draw(generator, source, tasks, self.rows)}
 
     def initial(self, generator: torch.Generator, tasks: int) -> Theta:
         """As `torch.nn.Linear`, times `initial_scale`."""
@@ -122,8 +122,10 @@ class SyntheticMLP:
         }
 
     def _draw(self, generator: torch.Generator, source: TaskData, tasks: int, rows: int) -> Batch:
+        precision = source["scales"].dtype
+
         def normal(columns: int) -> Tensor:
-            return torch.randn(tasks, rows, columns, generator=generator, device=generator.device)
+            return torch.randn(tasks, rows, columns, generator=generator, device=generator.device).to(precision)
 
         def uniform(columns: int) -> Tensor:
             return torch.rand(tasks, rows, columns, generator=generator, device=generator.device)
@@ -160,4 +162,4 @@ def _chosen(generator: torch.Generator, data: TaskData, tasks: int, count: int) 
     available = data["inputs"].shape[1]
     chosen = torch.randint(available, (tasks, count), generator=generator, device=generator.device)
     tasks_of = torch.arange(tasks, device=generator.device)[:, None]
-    return {name: values[tasks_of, chosen] for name, values in data.items()}
+    return {name: data[name][tasks_of, chosen] for name in ("inputs", "targets")}

@@ -14,7 +14,6 @@ leaves a curve without a gap; its successor makes the outer steps behind the che
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 
 import structlog
 import torch
@@ -22,6 +21,7 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from optserve_server.metatraining import memory, recipes
+from optserve_server.metatraining.crew import CrewKilled
 from optserve_server.metatraining.outer_loop import MetaTrainingError, OuterLoop, Progress
 from optserve_server.metatraining.recipes import Recipe
 from optserve_server.metatraining.weight_files import provenance
@@ -44,17 +44,6 @@ _WRITING_SHARE = 0.05  # of the time is spent on writing checkpoints at most, as
 _SMOOTHING = 0.1  # of the time that an outer step takes
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What an attempt goes on from: a training checkpoint, or φ_0 of a version, or neither."""
-
-    recipe: Recipe
-    checkpoint: bytes | None = None
-    phi: dict[str, Tensor] | None = None
-    first: bool = False
-    """Whether nobody has tried this before: the estimate of its memory takes a second or two."""
-
-
 class MetaTraining:
     """One attempt at a run."""
 
@@ -70,9 +59,13 @@ class MetaTraining:
 
     def carry_out(self) -> None:
         """Make the outer steps that are left."""
-        loop = self._loop = self._open()
-        with closing(loop):
-            self._make_outer_steps(loop)
+        try:
+            loop = self._loop = self._open()
+            with closing(loop):
+                self._make_outer_steps(loop)
+        except CrewKilled as killed:
+            log.warning("given up", reason=str(killed))
+            self._holding.persist(leases.give_up)
 
     def _make_outer_steps(self, loop: OuterLoop) -> None:
         steps = iter(loop)
@@ -106,12 +99,13 @@ class MetaTraining:
 
     def _open(self) -> OuterLoop:
         recipe, checkpoint, phi = self._holding.persist(self._read)
+        processes = torch.get_num_threads() if self._device.type == "cpu" else 1
         if checkpoint is not None:
-            return OuterLoop.resume(recipe, checkpoint, self._device, torch.get_num_threads())
-        needed, there = memory.estimate_bytes(recipe), device_memory_bytes(self._device)
+            return OuterLoop.resume(recipe, checkpoint, self._device, processes)
+        needed, there = memory.estimate_bytes(recipe, processes), device_memory_bytes(self._device)
         if needed > there:
             raise MemoryError(f"the recipe needs about {needed} bytes of memory, and {self._device} has {there}")
-        return OuterLoop(recipe, phi, self._device, torch.get_num_threads())
+        return OuterLoop(recipe, phi, self._device, processes)
 
     def _read(self, db_session: Session, run: MetaTrainingRun) -> tuple[Recipe, bytes | None, dict[str, Tensor] | None]:
         """The recipe, and what to go on from: a training checkpoint, or the φ_0 of a version, or neither."""
