@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests.sessions import recomputed_guard
 
-from optserve_server.optimizers import Observations, build
+from optserve_server.optimizers import build
 from optserve_server.sessions.guard_options import GuardOptions
 from optserve_server.sessions.guarding import GUARD_ARRAYS, Guard
 from optserve_server.sessions.layout import Layout, lay_out
@@ -35,20 +34,18 @@ class Guarded:
     def step(self, wanted: Any, gradients: Any = None, loss: float | None = None, skip: Any = ()) -> Any:
         """The updates that come of those that are wanted, and the notes."""
         gradients = np.zeros_like(wanted) if gradients is None else gradients
-        updates = self._paged(wanted)
-        sent = None if loss is None else torch.tensor(loss, dtype=torch.float64)
-        seen = Observations(self._paged(gradients), torch.zeros(1), loss=sent)
-        selection = self.layout.select(skip)
-        notes = self.guard.step(updates, seen, selection, self.arena, self.pages, self.arrays, self.clocks)
-        return updates.flatten().numpy()[: self.layout.coordinates], notes
+        updates, seen = self._paged(wanted), self._paged(gradients)
+        state = (self.arena, self.pages, self.arrays, self.clocks)
+        notes = self.guard.step(updates, seen, loss, self.layout.select(skip), *state)
+        return updates.reshape(-1)[: self.layout.coordinates], notes
 
     def events(self, notes: Any) -> dict[str, tuple[str, str]]:
         return {name: (note.event, note.reason) for note in notes for name in note.tensors}
 
-    def _paged(self, values: Any) -> torch.Tensor:
-        padded = torch.zeros(self.layout.pages * 256)
-        padded[: self.layout.coordinates] = torch.from_numpy(np.asarray(values, np.float32))
-        return padded.view(-1, 256)
+    def _paged(self, values: Any) -> np.ndarray:
+        padded = np.zeros((self.layout.pages, 256), np.float32)
+        padded.reshape(-1)[: self.layout.coordinates] = values
+        return padded
 
 
 def trouble(generator: np.random.Generator, layout: Layout, chance: float) -> np.ndarray:
@@ -83,7 +80,7 @@ def test_every_update_and_every_event_is_the_recomputed_one(seed: int, chance: f
     seen = set()
     for step in range(250):
         wanted = trouble(generator, layout, chance if step % 60 < 30 else 0.0)
-        gradients = (generator.normal(size=layout.coordinates) * 10.0 ** generator.uniform(-12, 3)).astype(np.float32)
+        gradients = (generator.normal(size=layout.coordinates) * 10.0 ** generator.uniform(-12, 18)).astype(np.float32)
         loss = losses(generator, step)
         skip = [name for name, _ in PARAMETERS if generator.uniform() < 0.1]
         updates, notes = guarded.step(wanted, gradients, loss, skip)
@@ -128,6 +125,16 @@ def test_the_moments_of_hierarchical_are_its_own_and_give_the_direction() -> Non
     updates, _ = guarded.step(np.full(guarded.layout.coordinates, np.nan))
     fast, slow_square = state[0], state[3]
     np.testing.assert_allclose(updates, -LIMIT_OF_FIRST * fast / np.sqrt(slow_square), rtol=1e-5)
+
+
+def test_a_large_direction_is_cut_at_the_limit() -> None:
+    guarded = Guarded("hierarchical")
+    state = np.ones((4, guarded.layout.coordinates), np.float32)
+    state[0] = 10.0  # so the direction is ten times what it mostly is
+    guarded.arena.write(guarded.pages, state)
+    guarded.step(np.full(guarded.layout.coordinates, 0.4))
+    updates, _ = guarded.step(np.full(guarded.layout.coordinates, np.inf))
+    np.testing.assert_allclose(updates, -LIMIT, rtol=1e-6)
 
 
 def test_the_moments_of_small_fc_are_its_own_but_for_their_bias() -> None:
@@ -227,6 +234,13 @@ def test_a_loss_that_only_scatters_or_stands_still_is_no_cause() -> None:
         for step in range(1500):
             loss = 3.0 + 2.0 * 0.98**step + 0.3 * float(noise())
             assert guarded.step(calm, loss=loss)[1] == (), step
+
+
+def test_a_loss_that_stands_still_but_for_its_last_bits_is_no_cause() -> None:
+    guarded = Guarded(patience=3)
+    calm = np.zeros(guarded.layout.coordinates)
+    for loss in [1.0, *[1 - 12 * 2**-24] * 30, *[1.0] * 200]:
+        assert guarded.step(calm, loss=loss)[1] == ()
 
 
 def test_halving_ends_at_a_thousandth_and_a_loss_that_stays_ends_the_fallback() -> None:

@@ -5,7 +5,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,12 @@ class Kind:
     form: str = OCTETS
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    guard: dict[str, Any] | None = None
 
 
 KINDS = [
     Kind("adam", 1_500),
-    Kind("lstm", 700),
+    Kind("lstm", 700, guard={"max_update_rms": 0.04, "patience": 4}),  # which refuses about a third of its updates
     Kind("rnnprop", 1_500),
     Kind("momentum", 10, JSON, {"lr": 0.1}),
     Kind("adamw", 300, TENSORS),
@@ -102,7 +103,7 @@ class Loop(threading.Thread):
         query = f"?loss={1 / (1 + self._taken)!r}" if self._taken % 3 else ""
         reply = self._send("POST", f"{self._path}/steps/{self._next_step}{query}", body, self.kind.form)
         self._require(reply, 200)
-        digest = _digest(reply.content)
+        digest = _digest(reply.content, reply.headers)
         self._last = (self._next_step, body, query, digest)
         self._taken += 1
         self._next_step += 1
@@ -115,7 +116,7 @@ class Loop(threading.Thread):
         step, body, query, digest = self._last
         reply = self._send("POST", f"{self._path}/steps/{step}{query}", body, self.kind.form)
         self._require(reply, 200)
-        if _digest(reply.content) != digest:
+        if _digest(reply.content, reply.headers) != digest:
             raise AssertionError(f"step {step} sent again got other bytes")
         return digest
 
@@ -186,6 +187,7 @@ class Loop(threading.Thread):
             "parameters": shapes,
             "dtype": kind.dtype,
             "hyperparameters": kind.hyperparameters,
+            "guard": kind.guard,
         }
         key = {"Idempotency-Key": f"loop-{self._seed}"}
         reply = self._send("POST", "/sessions", json.dumps(body).encode(), JSON, key)
@@ -236,5 +238,6 @@ class Loop(threading.Thread):
         return save(parts)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(content: bytes, headers: Mapping[str, str]) -> str:
+    """Of a reply's updates, and of what the guard did."""
+    return hashlib.sha256(content + headers.get("optserve-guard", "").encode()).hexdigest()

@@ -21,7 +21,7 @@ from optserve_server.sessions.errors import (
 )
 from optserve_server.sessions.guarding import Guard
 from optserve_server.sessions.history import HISTORY_BYTES, History, norm
-from optserve_server.sessions.layout import Layout, Selection
+from optserve_server.sessions.layout import Layout
 from optserve_server.sessions.pages import FLOAT_BYTES, Arena, StateMemory
 from optserve_server.sessions.parallel import step_in_shares
 from optserve_server.sessions.plan import Plan, ServedVersion, configured
@@ -173,13 +173,13 @@ class Awake:
         """Take the next step: the updates g_t of the selected parameters, one after another, as they travel."""
         begun = time.thread_time()
         selection = gradients.selection
-        computed = self._computed(gradients, observations)
-        self.guard_notes = self._guarded(computed, observations, selection)
-        sent = collect(computed.numpy(), selection, self.dtype)
+        computed, seen = self._computed(gradients, observations).numpy(), observations.gradients.numpy()
+        self.guard_notes = self._guarded(computed, seen, gradients)
+        sent = collect(computed, selection, self.dtype)
         updates = widen(sent, self.dtype)
         if self.theta is not None:
             self.theta += torch.from_numpy(spread(updates, selection)).view_as(self.theta)
-        self.history.add(self.next_step, gradients.loss, norm(observations.gradients.numpy()), norm(updates))
+        self.history.add(self.next_step, gradients.loss, norm(seen), norm(updates))
         if self.guard_notes:
             self.history.note(self.next_step, self.guard_notes)
         self._tick(selection.skipped)
@@ -199,11 +199,14 @@ class Awake:
         )
         return updates
 
-    def _guarded(self, updates: Updates, observations: Observations, selection: Selection) -> tuple[GuardNote, ...]:
-        """Let the guard replace, in place, what it refuses of the updates."""
+    def _guarded(
+        self, updates: NDArray[np.float32], seen: NDArray[np.float32], gradients: StepGradients
+    ) -> tuple[GuardNote, ...]:
+        """Let the guard replace, in place, what it refuses; updates and gradients (`seen`) are `[pages, 256]`."""
         if self.guard is None:
             return ()
-        return self.guard.step(updates, observations, selection, self.arena, self.pages, self.arrays, self.clocks)
+        state = (self.arena, self.pages, self.arrays, self.clocks)
+        return self.guard.step(updates, seen, gradients.loss, gradients.selection, *state)
 
     def _clock(self) -> Tensor:
         first = self.clocks[0]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optserve.wire.guard import GuardNote
-from optserve_server.optimizers import Observations, Optimizer, Updates, guard
+from optserve_server.optimizers import Optimizer, guard
 from optserve_server.optimizers.kernels import guard as kernel
 from optserve_server.sessions.guard_options import GuardOptions
 from optserve_server.sessions.layout import Layout, Selection
@@ -21,6 +21,8 @@ NOTED_NAMES = 8
 _TENSORS, _MOMENTS, _RUN = "guard", "guard_moments", "guard_run"
 GUARD_ARRAYS = (_TENSORS, _MOMENTS, _RUN)
 """The names of all arrays that a guard can have."""
+
+Float32s = NDArray[np.float32]
 
 _NO_LOSS = float("nan")
 
@@ -35,7 +37,7 @@ class Guard:
 
     def __init__(self, options: GuardOptions, array_layout: ArrayLayout) -> None:
         optimizer, layout = array_layout.optimizer, array_layout.layout
-        self._options = options
+        self._limit, self._patience = options.max_update_rms, options.patience
         self._array_layout = array_layout
         self._optimizer_moments = guard.ADAM_MOMENTS.get(optimizer.kind)
         self.sizes = sizes(optimizer, layout)
@@ -56,46 +58,32 @@ class Guard:
 
     def step(
         self,
-        updates: Updates,
-        observations: Observations,
+        updates: Float32s,
+        gradients: Float32s,
+        loss: float | None,
         selection: Selection,
         arena: Arena,
         pages: Tensor,
         arrays: Arrays,
         clocks: NDArray[np.int64],
     ) -> tuple[GuardNote, ...]:
-        """Look at the updates `[pages, 256]` of a step, and replace those that are refused.
+        """Look at the updates `[pages, 256]` of a step, and replace in place those that are refused.
 
         `pages` of `arena` and `arrays` are the hidden state after the step. What of a refused tensor's is not finite
         there begins again at 0, and with it its clock.
         """
         if not selection.parameters:  # such a step changes nothing but its number
             return ()
-        flat = updates.numpy().reshape(-1)
-        loss = _NO_LOSS if observations.loss is None else float(observations.loss)
-        limit, patience = self._options.max_update_rms, self._options.patience
-        active = self._active(selection)
-        count = kernel.judge(
-            flat, self._bounds, active, loss, limit, patience, self._run, self._tensors, self._verdicts
-        )
-        if not count:
+        flat = updates.reshape(-1)
+        active = self._active(selection) if selection.skipped else self._everyone
+        limit, run, tensors, verdicts = self._limit, self._run, self._tensors, self._verdicts
+        sent = _NO_LOSS if loss is None else loss
+        if not kernel.judge(flat, self._bounds, active, sent, limit, self._patience, run, tensors, verdicts):
             return ()
         held, numbers = arena.pages.numpy(), pages.numpy()
-        kernel.fall_back(
-            flat,
-            observations.gradients.numpy().reshape(-1),
-            self._bounds,
-            self._verdicts,
-            limit,
-            self._run,
-            self._tensors,
-            self._moments,
-            held,
-            numbers,
-            self._rows,
-            self._corrections(arrays),
-        )
-        if self._verdicts[guard.BROKEN].any():
+        moments = (self._moments, held, numbers, self._rows, self._corrections(arrays))
+        kernel.fall_back(flat, gradients.reshape(-1), self._bounds, verdicts, limit, run, tensors, *moments)
+        if verdicts[guard.BROKEN].any():
             self._start_afresh(held, numbers, arrays, clocks)
         return self._notes()
 
@@ -117,7 +105,7 @@ class Guard:
         return np.stack([1 - beta ** np.maximum(clock, 1) for beta in guard.BETAS])
 
     def _start_afresh(
-        self, held: NDArray[np.float32], numbers: NDArray[np.int64], arrays: Arrays, clocks: NDArray[np.int64]
+        self, held: Float32s, numbers: NDArray[np.int64], arrays: Arrays, clocks: NDArray[np.int64]
     ) -> None:
         if held.shape[1]:
             kernel.start_afresh(held, numbers, self._bounds, self._verdicts)
@@ -141,8 +129,6 @@ class Guard:
     # --- what is told -------------------------------------------------------------------------------------------------
 
     def _active(self, selection: Selection) -> NDArray[np.bool_]:
-        if not selection.skipped:
-            return self._everyone
         parameters = selection.layout.parameters
         return np.array([parameter.name not in selection.skipped for parameter in parameters])
 
