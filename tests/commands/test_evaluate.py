@@ -141,6 +141,7 @@ def test_the_last_line_says_how_many_runs_diverged(learned: Path, tmp_path: Path
         (("--markdown", "nowhere/page.md"), "cannot be written"),
         (("--overview", "o.png", "--suite", "stress"), "ratios to the first baseline, and there is none"),
         (("--overview", "o.png", "--suite", "strss"), "did you mean 'stress'"),
+        (("--seeds", 1000, "--tasks", "digits-mlp:hidden_sizes=[1024,1024,1024,1024]"), "GiB of memory, and there are"),
         (("--horizons", "100;500"), "100;500 is no list of numbers; write 100,500"),
         (("--horizons", "500,100"), "does not grow"),
         (("--suite", "standart"), "did you mean 'standard'"),

@@ -225,12 +225,19 @@ def _run_here(files: list[Path], keys: Mapping[str, Any]) -> "EvaluationResult":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from optserve_server.evaluation import memory
     from optserve_server.evaluation.cache import Cache
     from optserve_server.evaluation.evaluate import evaluate as carry_out
     from optserve_server.evaluation.evaluate import to_end
+    from optserve_server.evaluation.plans import PlanError
+    from optserve_server.machine import memory_bytes
 
     plan = _plan({**keys, "optimizers": [file.stem for file in files]})
     entrants = [_entrant(file) for file in files]
+    try:
+        memory.require_room(plan, entrants, memory_bytes())
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
     cache = Cache.of_user()
     torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

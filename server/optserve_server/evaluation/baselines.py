@@ -15,9 +15,12 @@ from optserve_server.evaluation.summaries import SOLVED, Losses, divergence, qua
 FACTOR = 10 ** (1 / 3)
 """Between neighbouring learning rates."""
 
-_REACH = 4  # to either side of the middle: nine rates to begin with
+_REACH = 4  # to either side of the middle
 _GROWTH = 3  # how many more at the edge where the best one is
 _MOST = 25  # with which the grid grows no more
+
+FIRST_RATES = 2 * _REACH + 1
+"""How many are tried at once, to begin with."""
 
 Found = dict[int, Measured]
 """What came of each rate of the grid, by its exponent."""

@@ -101,12 +101,25 @@ def run(
     Several rates need a coordinatewise optimizer. Several of the plan's T, the shortest first, need a rule that does
     not know T: they are then points of one inner loop. What is measured at each T comes in their order.
     """
-    together = max(1, _LARGEST_THETA // (plan.seeds * coordinates(task.build())))
+    together = _together(task, plan)
     parts = []
     for first in range(0, len(rates), together):
         part = yield from _run_together(task, rule, plan, horizons, rates[first : first + together], device)
         parts.append(part)
     return [_joined([part[place] for part in parts]) for place in range(len(horizons))]
+
+
+def rehearse(task: PlannedTask, rule: Rule, plan: Plan, rates: Sequence[float]) -> None:
+    """The beginning of such inner loops, up to their second step, for a measurement of what they need."""
+    generator = torch.Generator()
+    rates = rates[: _together(task, plan)]
+    group = _draw(task, rule, plan.seeds, plan.horizons[-1], rates, generator)
+    _window(group, 0, 2, generator)
+
+
+def _together(task: PlannedTask, plan: Plan) -> int:
+    """How many rates are run at once."""
+    return max(1, _LARGEST_THETA // (plan.seeds * coordinates(task.build())))
 
 
 def points(steps: int) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_l
 PROCESS_BYTES = 300 * 2**20
 """Of a worker that has imported everything and computes nothing."""
 
-_FRAGMENTATION = 1.6
+FRAGMENTATION = 1.6
 """What a process holds for each byte of its tensors: the C library keeps freed pieces of all sizes for later."""
 
 _CHECKPOINT_COPIES = 2
@@ -70,7 +70,7 @@ def estimate_bytes(recipe: Recipe, processes: int = 1) -> int:
     copies = _CHECKPOINT_COPIES * (1 if crew == 1 else 2)  # which the crew makes first, and then the worker
     working = max(crew * window, _validation_bytes(recipe), copies * all_kept)
     processes = 1 if crew == 1 else 1 + crew
-    return processes * PROCESS_BYTES + math.ceil(_FRAGMENTATION * (all_kept + working))
+    return processes * PROCESS_BYTES + math.ceil(FRAGMENTATION * (all_kept + working))
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _extrapolated(size: Callable[[int], Size], wanted: int, at: tuple[int, int])
 def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
     counts = [count if share == number else 0 for share in range(len(recipe.tasks))]
 
-    def run(meter: _Meter) -> None:
+    def run(meter: Meter) -> None:
         optimizer, generator = recipe.optimizer(), torch.Generator()
         phi = optimizer.initial_phi(generator)
         (drawn,) = draw_groups(recipe.tasks, counts, optimizer, generator, "train")
@@ -135,7 +135,7 @@ def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
         meter.kept = meter.now
         estimator.estimate(optimizer, phi, group, Window(0, steps, recipe.unroll.longest), generator)
 
-    meter = _measure(run)
+    meter = measure(run)
     return Size(meter.kept, meter.peak)
 
 
@@ -156,22 +156,22 @@ def _validation_bytes(recipe: Recipe) -> int:
     optimizer, settings = recipe.optimizer(), recipe.validation
     phi = optimizer.initial_phi(torch.Generator())
 
-    def of_own_tasks(_: _Meter) -> None:
+    def of_own_tasks(_: Meter) -> None:
         held_out_meta_loss(recipe, optimizer, phi, 2, VALIDATION_TASKS)
 
-    def of_others(share: TaskShare, settings: Validation, _: _Meter) -> None:
+    def of_others(share: TaskShare, settings: Validation, _: Meter) -> None:
         alone = settings.model_copy(update={"tasks": (share,), "horizons": (2,)})
         held_out_loss(recipe.model_copy(update={"validation": alone}), optimizer, phi)
 
     peak = 0
     if settings is None or recipe.curriculum is not None:
-        peak = _measure(of_own_tasks).peak
+        peak = measure(of_own_tasks).peak
     if settings is None:
         return peak
     for number, share in enumerate(settings.tasks):
         with _naming_tasks(f"validation.tasks.{number}", share.family):
             _warm_caches(share)
-            peak = max(peak, _measure(partial(of_others, share, settings)).peak)
+            peak = max(peak, measure(partial(of_others, share, settings)).peak)
     return peak
 
 
@@ -182,14 +182,15 @@ def _warm_caches(share: TaskShare) -> None:
         family.batch(generator, family.sample(generator, 1, split), 1)
 
 
-def _measure(run: Callable[["_Meter"], None]) -> "_Meter":
-    meter = _Meter()
+def measure(run: Callable[["Meter"], None]) -> "Meter":
+    """Count what `run` allocates, on tensors that have shapes and no numbers."""
+    meter = Meter()
     with FakeTensorMode(allow_non_fake_inputs=True), meter, torch.enable_grad():
         run(meter)
     return meter
 
 
-class _Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):
     """Counts the bytes of all tensors that are alive: `now`, and at the `peak`."""
 
     def __init__(self) -> None:

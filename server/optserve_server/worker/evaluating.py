@@ -6,13 +6,14 @@ import torch
 from sqlalchemy.orm import Session
 
 from optserve.wire.evaluations import Curves, Rank
-from optserve_server.evaluation import plans
+from optserve_server.evaluation import memory, plans
 from optserve_server.evaluation.competitors import Entrant
 from optserve_server.evaluation.evaluate import Progress, evaluate
 from optserve_server.evaluation.plans import Plan
 from optserve_server.registry import evaluations, leases, optimizers
 from optserve_server.registry.leases import CANCELLED
 from optserve_server.registry.models import Evaluation
+from optserve_server.worker.devices import device_memory_bytes
 from optserve_server.worker.holding import Holding
 from optserve_server.worker.jobs import last_line
 
@@ -28,6 +29,7 @@ class Evaluating:
     def carry_out(self) -> None:
         """Do the cells that are left."""
         plan, entrants, finished = self._holding.persist(_read)
+        memory.require_room(plan, entrants, device_memory_bytes(self._device))
         running = evaluate(plan, entrants, finished, self._device, self._recall)
         while True:
             self._holding.require()
