@@ -38,9 +38,11 @@ from optserve_server.optimizers.readings import (
     follow_caution,
     follow_losses,
     follow_updates,
+    read_extent,
     read_log_base,
     read_losses,
     read_position,
+    read_rates,
     recovered,
 )
 from optserve_server.optimizers.scheduler import initial_scheduler_phi, schedule
@@ -122,10 +124,12 @@ class Hierarchical:
         alignment = _follow(arrays["alignment"], tensors.cosines, arrays["clock"])
         together = _follow(arrays["common_alignment"], tensors.cosine, arrays["steps"])
 
-        run = (*read_losses(losses, descent), *position.readings)
+        base = read_log_base(losses, descent, tensors.slope)
+        rates = read_rates(base, descent, tensors.slope)
+        run = (*read_losses(losses, descent), *position.readings, *rates, *read_extent(shapes, base))
         inputs = _scheduler_inputs(tensors, alignment, together, run, shapes)
         scheduled = schedule(phi, inputs, arrays["scheduler"], arrays["drift"], position.drifting.unsqueeze(-1))
-        log_rate = scheduled.log_rate + (read_log_base(losses, descent, tensors.slope) + caution).unsqueeze(-2)
+        log_rate = scheduled.log_rate + (base + caution).unsqueeze(-2)
         rate = RATE * torch.exp(log_rate.clamp(*LOG_RATES))
 
         updates = _updates(phi, parts, tensors, scheduled.hidden, rate, shapes)

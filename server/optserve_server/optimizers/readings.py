@@ -4,11 +4,13 @@ All numbers are of the session, `[…, 1]`, so that they broadcast to its tensor
 no horizon, has readings too: see `Losses` and `Position`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from optserve_server.optimizers.base import Shapes, sizes
 from optserve_server.optimizers.moments import newest_share
 
 TINY = 1e-20  # beside losses and slopes, so that a logarithm or a quotient of nothing is a number, and its gradient too
@@ -153,6 +155,21 @@ def read_losses(losses: Losses, descent: Descent) -> tuple[Tensor, ...]:
         achieved.clamp(-2, 2) / 2,
         (losses.number > 0).to(recent.dtype),
     )
+
+
+def read_rates(log_base: Tensor, descent: Descent, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """ln base, and how steep the loss is beside where it was steepest, each `[…, 1]`.
+
+    The base tells the units of the parameters, if the loss can fall to 0. The scheduler may trust it more or less.
+    """
+    steepness = torch.log(slope + TINY) - torch.log(torch.maximum(descent.slope, slope) + TINY)
+    return log_base / 4, steepness.clamp(-16, 0) / 4
+
+
+def read_extent(shapes: Shapes, like: Tensor) -> tuple[Tensor, Tensor]:
+    """How many coordinates the loop has, and how many tensors, each `[1]`."""
+    coordinates = math.log(min(sum(sizes(shapes)), 10**6)) / 8 - 0.5
+    return like.new_tensor([coordinates]), like.new_tensor([math.log(len(shapes)) / 3])
 
 
 def _read_length(steps: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ INPUTS = (
     "horizon is declared",
     "newness",
     "beginning",
+    "base",
+    "steepness",
+    "coordinates",
+    "tensors",
 )
 """What it sees, in the order of the rows of its inputs."""
 

@@ -29,7 +29,9 @@ from optserve_server.optimizers.kernels.hierarchy_readings import (
     own,
     products,
     read_base,
+    read_extent,
     read_factors,
+    read_rates,
     read_tensor,
     schedule,
 )
@@ -114,7 +116,10 @@ def decide(weights, state, observed, work, loop, desk):
         past += totals[tensor, 3]
         slope += totals[tensor, 5]
     together = follow_together(state, loop, product, now, past, desk.shares)
-    base = read_base(state.losses[loop], state.descent[loop], slope) + state.caution[loop, 0, 0]
+    base = read_base(state.losses[loop], state.descent[loop], slope)
+    read_rates(base, state.descent[loop], slope, desk.inputs)
+    read_extent(work.sizes, desk.inputs)
+    base += state.caution[loop, 0, 0]
     for tensor in range(totals.shape[0]):
         size, sums = np.float64(work.sizes[tensor]), totals[tensor]
         share = np.float64(work.factors[loop, tensor, 5])

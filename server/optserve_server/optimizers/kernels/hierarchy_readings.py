@@ -183,6 +183,24 @@ def read_base(losses, descent, slope):
 
 
 @inlined
+def read_rates(log_base, descent, slope, inputs):
+    """ln base, and how steep the loss is beside where it was steepest."""
+    steepest = _larger(np.float64(descent[_SLOPE, 0]), slope)
+    inputs[19] = log_base / 4
+    inputs[20] = limited(math.log(slope + _TINY) - math.log(steepest + _TINY), -16.0, 0.0) / 4
+
+
+@inlined
+def read_extent(sizes, inputs):
+    """How many coordinates the loop has, and how many tensors."""
+    coordinates = 0.0
+    for tensor in range(sizes.shape[0]):
+        coordinates += sizes[tensor]
+    inputs[21] = math.log(_smaller(coordinates, 1e6)) / 8 - 0.5
+    inputs[22] = math.log(np.float64(sizes.shape[0])) / 3
+
+
+@inlined
 def _cosine(product, square, other_square):
     return product / math.sqrt(square * other_square + _TINY_SQUARE)
 
@@ -214,9 +232,9 @@ def read_tensor(alignment, tensor, size, sums, share, together, inputs):
 
 @inlined
 def schedule(weights, state, loop, tensor, drifting, inputs, seen, gates):
-    """One step of the scheduler on a tensor's `inputs` `[19]`; returns the log of its rate.
+    """One step of the scheduler on a tensor's `inputs` `[23]`; returns the log of its rate.
 
-    `seen` `[1 + S + 19]` and `gates` `[1, …]`, as long as a row of `Weights.gates`, are overwritten.
+    `seen` `[1 + S + 23]` and `gates` `[1, …]`, as long as a row of `Weights.gates`, are overwritten.
     """
     hidden = state.scheduler[loop]
     size = hidden.shape[0]
