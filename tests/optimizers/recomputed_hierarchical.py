@@ -89,6 +89,9 @@ class Recomputed:
         w, t = self.w, self.t - 1
         m, _, fast_v, v = tensor["m"]
         change = (fast_v - v) / (fast_v + v + 1e-24)
+        scale = max(abs(self.losses[0]), self.losses[0] - min(self.losses)) if self.losses else 0.0
+        steepest = max(self.slope, slope)
+        base = np.clip(4 + math.log(scale / steepest), -12, 12) if scale else 0.0
         y = np.array(
             [
                 tensor["cosine"][0],
@@ -108,6 +111,11 @@ class Recomputed:
                 float(horizon is not None),
                 10 / (10 + t),
                 math.exp(-t / 4),
+                base / 4,
+                max(-16, math.log(slope / steepest)) / 4,
+                math.log(sum(each["m"][0].size for each in self.tensors)) / 8 - 0.5,
+                math.log(len(self.tensors)) / 3,
+                self.read_achieved(0.7) if self.losses else 0.0,
             ]
         )
         hy = np.concatenate([tensor["h"], y])
@@ -119,8 +127,6 @@ class Recomputed:
             way = np.tanh(2 * (w["rate.drift.weight"] @ hy + w["rate.drift.bias"])[0])
             tensor["drift"] = np.clip(tensor["drift"] + 5 / length * way, -5, 5)
         level = np.clip(2 * (w["rate.level.weight"] @ hy + w["rate.level.bias"])[0], -9, 5)
-        scale = max(abs(self.losses[0]), self.losses[0] - min(self.losses)) if self.losses else 0.0
-        base = np.clip(4 + math.log(scale / max(self.slope, slope)), -12, 12) if scale else 0.0
         rate = 0.01 * math.exp(np.clip(base + tensor["drift"] + level + self.caution, -20, 14))
         a, slow, now, agile = (tensor[key] for key in ("a", "slow", "now", "agile"))
         size = np.sqrt(v + 1e-24) / math.sqrt(v.mean() + 1e-24)
@@ -145,13 +151,18 @@ class Recomputed:
         if not self.losses:
             return [0.0] * 5
         recent, usual = self.forgetting(self.losses, 0.9), self.forgetting(self.losses, 0.98)
-        expected, achieved = self.forgetting(self.expected, 0.95), self.forgetting(self.achieved, 0.95)
+        expected = self.forgetting(self.expected, 0.95)
         trend = (recent - usual) / (self.deviation() + 1e-6 * abs(recent) + 1e-20)
         to_zero = math.log(abs(recent) / (abs(expected) + 1e-20))
         return [
             np.clip(trend, -3, 3) / 3,
             np.clip(math.log(abs(recent) / abs(self.losses[0])), -16, 16) / 4,
             np.clip(to_zero, -4, 10) / 5 if self.expected else 0.0,
-            np.clip(achieved / (abs(expected) + 1e-12 * abs(recent) + 1e-20), -2, 2) / 2,
+            self.read_achieved(0.95),
             1.0,
         ]
+
+    def read_achieved(self, decay: float) -> float:
+        expected, achieved = self.forgetting(self.expected, decay), self.forgetting(self.achieved, decay)
+        recent = self.forgetting(self.losses, 0.9)
+        return np.clip(achieved / (abs(expected) + 1e-12 * abs(recent) + 1e-20), -2, 2) / 2

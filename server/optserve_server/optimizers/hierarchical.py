@@ -39,6 +39,7 @@ from optserve_server.optimizers.readings import (
     follow_losses,
     follow_updates,
     read_extent,
+    read_lately,
     read_log_base,
     read_losses,
     read_position,
@@ -125,8 +126,8 @@ class Hierarchical:
         together = _follow(arrays["common_alignment"], tensors.cosine, arrays["steps"])
 
         base = read_log_base(losses, descent, tensors.slope)
-        rates = read_rates(base, descent, tensors.slope)
-        run = (*read_losses(losses, descent), *position.readings, *rates, *read_extent(shapes, base))
+        rates, lately = read_rates(base, descent, tensors.slope), read_lately(losses, descent)
+        run = (*read_losses(losses, descent), *position.readings, *rates, *read_extent(shapes, base), *lately)
         inputs = _scheduler_inputs(tensors, alignment, together, run, shapes)
         scheduled = schedule(phi, inputs, arrays["scheduler"], arrays["drift"], position.drifting.unsqueeze(-1))
         log_rate = scheduled.log_rate + (base + caution).unsqueeze(-2)

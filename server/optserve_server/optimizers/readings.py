@@ -38,6 +38,8 @@ class Descent(NamedTuple):
     pending: Tensor  # what the updates since the last loss should have taken off it
     expected: Tensor  # running mean of that, from loss to loss
     achieved: Tensor  # running mean of what they did take off
+    expected_lately: Tensor  # both means again, of about the last three steps
+    achieved_lately: Tensor
 
 
 class Position(NamedTuple):
@@ -92,13 +94,17 @@ def follow_achievement(descent: Descent, before: Losses, loss: Tensor) -> Descen
     """Compare one more loss, `[…, 1]`, with what was expected of the steps since the last of those `before` it."""
     loss = loss.clamp(-LARGEST_LOSS, LARGEST_LOSS)
     begun, pairs = before.number > 0, (before.number - 1).clamp(min=0)
-    expected = _follow(descent.expected, descent.pending, 0.95, pairs)
-    achieved = _follow(descent.achieved, before.last - loss, 0.95, pairs)
+
+    def followed(mean: Tensor, value: Tensor, beta: float) -> Tensor:
+        return torch.where(begun, _follow(mean, value, beta, pairs), 0.0)
+
     return Descent(
         slope=descent.slope,
         pending=torch.zeros_like(descent.pending),
-        expected=torch.where(begun, expected, 0.0),
-        achieved=torch.where(begun, achieved, 0.0),
+        expected=followed(descent.expected, descent.pending, 0.95),
+        achieved=followed(descent.achieved, before.last - loss, 0.95),
+        expected_lately=followed(descent.expected_lately, descent.pending, 0.7),
+        achieved_lately=followed(descent.achieved_lately, before.last - loss, 0.7),
     )
 
 
@@ -147,14 +153,22 @@ def read_losses(losses: Losses, descent: Descent) -> tuple[Tensor, ...]:
     trend = (losses.recent - losses.usual) / (losses.deviation + 1e-6 * recent + TINY)
     depth = torch.log(recent + TINY) - torch.log(losses.first.abs() + TINY)
     to_zero = torch.log(recent + TINY) - torch.log(expected + TINY)
-    achieved = descent.achieved / (expected + 1e-12 * recent + TINY)
     return (
         trend.clamp(-3, 3) / 3,
         depth.clamp(-16, 16) / 4,
         torch.where(losses.number > 1, to_zero.clamp(-4, 10) / 5, 0.0),
-        achieved.clamp(-2, 2) / 2,
+        _read_achieved(descent.achieved, expected, recent),
         (losses.number > 0).to(recent.dtype),
     )
+
+
+def read_lately(losses: Losses, descent: Descent) -> tuple[Tensor]:
+    """Which share of the expected descent was achieved in the last few steps."""
+    return (_read_achieved(descent.achieved_lately, descent.expected_lately.abs(), losses.recent.abs()),)
+
+
+def _read_achieved(achieved: Tensor, expected: Tensor, recent: Tensor) -> Tensor:
+    return (achieved / (expected + 1e-12 * recent + TINY)).clamp(-2, 2) / 2
 
 
 def read_rates(log_base: Tensor, descent: Descent, slope: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ INPUTS = (
     "steepness",
     "coordinates",
     "tensors",
+    "descent achieved lately",
 )
 """What it sees, in the order of the rows of its inputs."""
 

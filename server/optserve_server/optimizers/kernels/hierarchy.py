@@ -24,8 +24,8 @@ class Weights(NamedTuple):
 
     The coordinates' layers are `[…, groups, 4·(1 + inputs)]`, four rows of the matrix interleaved, the bias before the
     inputs; that of the `first` is overwritten by each tensor's context. `context` is `[…, 1 + S, H]` and `gates`
-    `[…, 1 + S + 23, 2S]`, transposed, the bias in the first row, rows as long as whole vectors; of `gates` the first S
-    columns are the gate's and the next the candidate's. `rates` is `[…, 2, 1 + S + 23]`: drift and level.
+    `[…, 1 + S + 24, 2S]`, transposed, the bias in the first row, rows as long as whole vectors; of `gates` the first S
+    columns are the gate's and the next the candidate's. `rates` is `[…, 2, 1 + S + 24]`: drift and level.
     """
 
     first: Float32s

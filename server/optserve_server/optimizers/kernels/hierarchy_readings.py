@@ -22,12 +22,12 @@ _TINY_SQUARE = directions.EPSILON**2
 _SPIKE_SQUARE = directions.SPIKE**2
 _LARGEST_LOSS = readings.LARGEST_LOSS
 _USUAL_LENGTH = readings.USUAL_LENGTH
-_DECAYS = (*directions.DECAYS, 0.9, 0.95, 0.98, 0.95)
-_AT_09, _AT_095, _AT_098, _PAIRS_AT_095 = range(4, 8)  # beside those of the moments
+_DECAYS = (*directions.DECAYS, 0.9, 0.95, 0.98, 0.95, 0.7)
+_AT_09, _AT_095, _AT_098, _PAIRS_AT_095, _PAIRS_AT_07 = range(4, 9)  # beside those of the moments
 _INPUTS = len(INPUTS)
 
 _NUMBER, _FIRST, _LOWEST, _LAST, _RECENT, _USUAL, _DEVIATION, _REFERENCE = range(8)  # of the losses
-_SLOPE, _PENDING, _EXPECTED, _ACHIEVED = range(4)  # of the descent
+_SLOPE, _PENDING, _EXPECTED, _ACHIEVED, _EXPECTED_LATELY, _ACHIEVED_LATELY = range(6)  # of the descent
 
 
 @inlined
@@ -126,8 +126,12 @@ def _follow_achievement(descent, losses, loss, shares):
         pending, fallen = np.float64(descent[_PENDING, 0]), losses[_LAST, 0] - loss
         descent[_EXPECTED, 0] = _lerp(np.float64(descent[_EXPECTED, 0]), pending, share)
         descent[_ACHIEVED, 0] = _lerp(np.float64(descent[_ACHIEVED, 0]), fallen, share)
+        share = newest_share(shares, _PAIRS_AT_07, number - 1)
+        descent[_EXPECTED_LATELY, 0] = _lerp(np.float64(descent[_EXPECTED_LATELY, 0]), pending, share)
+        descent[_ACHIEVED_LATELY, 0] = _lerp(np.float64(descent[_ACHIEVED_LATELY, 0]), fallen, share)
     else:
         descent[_EXPECTED, 0] = descent[_ACHIEVED, 0] = 0.0
+        descent[_EXPECTED_LATELY, 0] = descent[_ACHIEVED_LATELY, 0] = 0.0
     descent[_PENDING, 0] = 0.0
 
 
@@ -158,6 +162,8 @@ def _read_losses(losses, descent, inputs):
     inputs[9] = limited(log_recent - math.log(abs(np.float64(losses[_FIRST, 0])) + _TINY), -16.0, 16.0) / 4
     inputs[10] = limited(log_recent - math.log(expected + _TINY), -4.0, 10.0) / 5 if losses[_NUMBER, 0] > 1 else 0.0
     inputs[11] = limited(descent[_ACHIEVED, 0] / (expected + 1e-12 * recent + _TINY), -2.0, 2.0) / 2
+    expected = abs(np.float64(descent[_EXPECTED_LATELY, 0]))
+    inputs[23] = limited(descent[_ACHIEVED_LATELY, 0] / (expected + 1e-12 * recent + _TINY), -2.0, 2.0) / 2
     inputs[12] = 1.0 if losses[_NUMBER, 0] > 0 else 0.0
 
 
@@ -232,9 +238,9 @@ def read_tensor(alignment, tensor, size, sums, share, together, inputs):
 
 @inlined
 def schedule(weights, state, loop, tensor, drifting, inputs, seen, gates):
-    """One step of the scheduler on a tensor's `inputs` `[23]`; returns the log of its rate.
+    """One step of the scheduler on a tensor's `inputs` `[24]`; returns the log of its rate.
 
-    `seen` `[1 + S + 23]` and `gates` `[1, …]`, as long as a row of `Weights.gates`, are overwritten.
+    `seen` `[1 + S + 24]` and `gates` `[1, …]`, as long as a row of `Weights.gates`, are overwritten.
     """
     hidden = state.scheduler[loop]
     size = hidden.shape[0]
