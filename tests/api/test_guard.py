@@ -186,8 +186,9 @@ def test_who_has_a_guard(new_loop, bad) -> None:
         ({"patience": 2.5}, "/guard/patience", "from 1"),
         ({"fallback": "adan"}, "/guard/fallback", "did you mean 'adam'"),
         ({"fallback": None}, "/guard/fallback", "'adam'"),
-        ("adam", "/guard", ""),
-        (1, "/guard", ""),
+        ("adam", "/guard", "`guard` is 'adam'; it is a table of options, true or false"),
+        (1, "/guard", "true or false"),
+        ([], "/guard", "true or false"),
     ],
 )
 def test_what_is_no_guard_is_refused(http, assert_problem, guard, pointer, word) -> None:

@@ -5,11 +5,12 @@ reads the same classes: `__pydantic_config__` forbids unknown keys and takes the
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from optserve.wire.guard import GuardEvent
+from optserve.wire.guard import GUARD_SCHEMA, GuardEvent
 from optserve.wire.schema import REPLY as _REPLY
 from optserve.wire.schema import REQUEST as _REQUEST
+from optserve.wire.schema import Described
 from optserve.wire.schema import Number as _Number
 from optserve.wire.schema import TruthValue as _TruthValue
 from optserve.wire.schema import WholeNumber as _WholeNumber
@@ -59,7 +60,7 @@ class SessionRequest:
     label: str = ""
     ttl_seconds: _Number = 86400
     """The session expires this long after its last step."""
-    guard: dict[str, Any] | _TruthValue | None = None
+    guard: Annotated[Any, Described(GUARD_SCHEMA)] = None
     """The update guard: a table of `max_update_rms`, `patience` and `fallback`, true for their defaults, or false for
     none. Absent, a learned optimizer has one and a hand-designed one has none."""
 

@@ -17,6 +17,23 @@ FALLBACK, BACK, HELD = "fallback", "back", "held"
 """What happens to a tensor: its updates are the fallback's from this step on; are its optimizer's again; are still the
 fallback's."""
 
+GUARD_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "max_update_rms": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e30},
+                "patience": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+                "fallback": {"type": "string", "enum": ["adam"]},
+            },
+        },
+        {"type": "boolean"},
+        {"type": "null"},
+    ]
+}
+"""Of what asks for a guard."""
+
 _MOST_CHARACTERS = 600  # of the names in one inner list, so that a header is small whatever parameters are called
 _UNESCAPED = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in '%"\\')  # within a display string
 _STRING = r'%?"(?:[^"\\]|\\.)*"'

@@ -11,6 +11,16 @@ class _Exact:
         return {**handler(source), "strict": True}
 
 
+class Described:
+    """Gives pydantic the JSON schema of what it is to leave to others to check."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        return self._schema
+
+
 WholeNumber = Annotated[int, _Exact()]
 Number = Annotated[float, _Exact()]
 TruthValue = Annotated[bool, _Exact()]

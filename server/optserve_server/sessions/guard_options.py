@@ -27,18 +27,20 @@ class GuardOptions:
     fallback: str = "adam"
 
 
-def guard_options(asked: dict[str, Any] | bool | None, *, learned: bool) -> GuardOptions | None:
+def guard_options(asked: Any, *, learned: bool) -> GuardOptions | None:
     """The guard that is asked for: a table of options, true for the defaults, false for none.
 
     None: with the defaults for a learned optimizer, none for one designed by hand.
 
     Raises:
-        RequestInvalid: an unknown option (names the nearest), or a value out of its range.
+        RequestInvalid: neither of these, an unknown option (names the nearest), or a value out of its range.
     """
     if asked is None:
         return GuardOptions() if learned else None
     if isinstance(asked, bool):
         return GuardOptions() if asked else None
+    if not isinstance(asked, dict):
+        raise RequestInvalid(f"`guard` is {shown(asked)}; it is a table of options, true or false.", _POINTER)
     known = [field.name for field in fields(GuardOptions)]
     for name in asked:
         if name not in known:
