@@ -9,6 +9,7 @@ from safetensors.numpy import load
 
 from optserve.wire import tensors
 from optserve_server.optimizers import Observations, initial_state
+from optserve_server.optimizers.guard import ACCEPTED, LEVEL, MAGNITUDE, REASON, RUN_ROWS, TENSOR_ROWS
 
 SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "scale": (), "kernel": (4, 3, 2)}
 LARGE = {"w": (60, 100), "b": (100,), "v": (70, 50)}  # several pages, and a thread
@@ -138,20 +139,35 @@ def rewritten(state, drop="", **arrays):
     return tensors.encode({name: array for name, array in (old | arrays).items() if name != drop}, metadata)
 
 
+def of_guard(row, value):
+    """What a guard remembers of three tensors, with one number that it cannot have written."""
+    remembered = np.zeros((TENSOR_ROWS, 3), np.float32)
+    remembered[row, 2] = value
+    return {"tensors.guard": remembered}
+
+
 BAD_STATES = {
     "an array is missing": lambda state: rewritten(state, drop="tensors.rows"),
     "an array of another size": lambda state: rewritten(state, **{"tensors.rows": np.zeros((3, 12), np.float32)}),
     "an array of another dtype": lambda state: rewritten(state, **{"tensors.rows": np.zeros((3, 13))}),
     "an array too many": lambda state: rewritten(state, **{"session.more": np.zeros((1, 1), np.float32)}),
 }
+BAD_GUARDS = {
+    "no number": lambda state: rewritten(state, **of_guard(MAGNITUDE, np.nan)),
+    "a reason that is none": lambda state: rewritten(state, **of_guard(REASON, 4)),
+    "less than no updates": lambda state: rewritten(state, **of_guard(ACCEPTED, -1)),
+    "halved too often": lambda state: rewritten(
+        state, **{"session.guard_run": np.eye(RUN_ROWS, 1, -LEVEL, dtype=np.float32) * 11}
+    ),
+}
 
 
-@pytest.mark.parametrize("case", BAD_STATES)
+@pytest.mark.parametrize("case", [*BAD_STATES, *BAD_GUARDS])
 def test_a_state_with_other_arrays_changes_nothing(new_loop, gradients, with_arrays, assert_problem, case):
     loop = new_loop("random-small_fc")
     loop.step(0, gradients(41))
     state = loop.state()
-    body = BAD_STATES[case](state)
+    body = (BAD_STATES | BAD_GUARDS)[case](state)
     reply = loop.http.put(f"{loop.path}/state", content=body, headers=SAFETENSORS)
-    assert_problem(reply, "tensors.rows", 400, "malformed-body")
+    assert_problem(reply, "guard" if case in BAD_GUARDS else "tensors.rows", 400, "malformed-body")
     assert loop.state() == state

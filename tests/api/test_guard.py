@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from tests.api.conftest import Loop, open_loop
 
+from optserve.wire import tensors
 from optserve.wire.guard import GuardNote, parse_notes
 from optserve_server.optimizers import build, weights
 
@@ -112,6 +113,9 @@ def test_a_bad_optimizer_trains_under_the_guard_and_diverges_without(new_loop, b
     afresh = kind == "broken"
     assert told[0] == [GuardNote("fallback", reason, 2, ["w", "b"], afresh)]
     assert told[59] == [GuardNote("held", reason, 2, ["w", "b"], afresh)]
+    arrays, _ = tensors.decode(guarded.loop.state())
+    assert arrays["clocks"].tolist() == ([0, 0] if afresh else [60, 60])
+    assert np.isfinite(arrays["hidden_state"]).all()
     assert guarded.loop.get("/history")["guard_events"] == [
         {"step": 0, "event": "fallback", "reason": reason, "count": 2, "tensors": ["w", "b"], "afresh": afresh}
     ]

@@ -174,6 +174,7 @@ class Awake:
         begun = time.thread_time()
         selection = gradients.selection
         computed, seen = self._computed(gradients, observations).numpy(), observations.gradients.numpy()
+        self._tick(selection.skipped)
         self.guard_notes = self._guarded(computed, seen, gradients)
         sent = collect(computed, selection, self.dtype)
         updates = widen(sent, self.dtype)
@@ -182,7 +183,6 @@ class Awake:
         self.history.add(self.next_step, gradients.loss, norm(seen), norm(updates))
         if self.guard_notes:
             self.history.note(self.next_step, self.guard_notes)
-        self._tick(selection.skipped)
         self.last = (gradients, sent)
         self.next_step += 1
         self.replay_seconds += time.thread_time() - begun

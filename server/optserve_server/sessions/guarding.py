@@ -22,6 +22,13 @@ _TENSORS, _MOMENTS, _RUN = "guard", "guard_moments", "guard_run"
 GUARD_ARRAYS = (_TENSORS, _MOMENTS, _RUN)
 """The names of all arrays that a guard can have."""
 
+_NEVER_BELOW_0 = {
+    _TENSORS: [*range(guard.TENSOR_ROWS)],
+    _MOMENTS: [1],
+    _RUN: [guard.LOSSES, guard.RISEN, guard.LEVEL, guard.SUNK, guard.STAYED],
+}
+_BOUNDED = {_TENSORS: (guard.REASON, max(guard.REASONS)), _RUN: (guard.LEVEL, guard.MOST_HALVINGS)}
+
 Float32s = NDArray[np.float32]
 
 _NO_LOSS = float("nan")
@@ -143,6 +150,12 @@ class Guard:
             names = [parameters[place].name for place in places[:NOTED_NAMES]]
             notes.append(GuardNote(guard.EVENTS[event], guard.REASONS[cause], len(places), names, bool(again)))
         return tuple(notes)
+
+
+def is_memory_of_guard(name: str, array: Float32s) -> bool:
+    """Whether `array` can be what a guard remembers under that name: a state that is put in may say anything."""
+    row, most = _BOUNDED.get(name, (0, np.inf))
+    return bool(np.isfinite(array).all() and (array[_NEVER_BELOW_0[name]] >= 0).all() and (array[row] <= most).all())
 
 
 def sizes(optimizer: Optimizer, layout: Layout) -> dict[str, tuple[int, int]]:

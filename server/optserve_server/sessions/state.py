@@ -23,7 +23,7 @@ from optserve_server.naming import shown
 from optserve_server.optimizers.base import PAGE
 from optserve_server.sessions.awake import Awake
 from optserve_server.sessions.errors import StateMalformed, StateMismatch
-from optserve_server.sessions.guarding import GUARD_ARRAYS
+from optserve_server.sessions.guarding import GUARD_ARRAYS, is_memory_of_guard
 from optserve_server.sessions.plan import MAX_STEPS
 
 FORMAT = "1"
@@ -157,6 +157,14 @@ def _require_match(awake: Awake, state: _State) -> None:
     shapes = [state.hidden_state.shape, state.clocks.shape]
     if shapes != [(awake.arena.features, layout.coordinates), (len(layout.parameters),)]:
         raise StateMalformed("The state's tensors have not the shapes that its metadata says.")
+    _require_arrays(awake, state)
+    if state.theta is not None and state.theta.shape != (layout.coordinates,):
+        raise StateMalformed("The state's `parameters` have not the shape that its metadata says.")
+    if (state.clocks < 0).any() or (state.clocks > state.step).any():
+        raise StateMalformed("The state's `clocks` are not between 0 and its step.")
+
+
+def _require_arrays(awake: Awake, state: _State) -> None:
     sizes = {entry: awake.array_sizes[name] for name, entry in _entries(awake).items()}
     shapes_found = {name: array.shape for name, array in state.arrays.items()}
     if not any(_is_guards(name) for name in shapes_found):  # a session without a guard had it: this one's begins
@@ -166,10 +174,9 @@ def _require_match(awake: Awake, state: _State) -> None:
     if shapes_found != sizes:
         wanted = ", ".join(f"`{name}` {list(size)}" for name, size in sizes.items()) or "none"
         raise StateMalformed(f"The state's arrays of tensors and of the session are others than this one's: {wanted}.")
-    if state.theta is not None and state.theta.shape != (layout.coordinates,):
-        raise StateMalformed("The state's `parameters` have not the shape that its metadata says.")
-    if (state.clocks < 0).any() or (state.clocks > state.step).any():
-        raise StateMalformed("The state's `clocks` are not between 0 and its step.")
+    for name, array in state.arrays.items():
+        if name in sizes and _is_guards(name) and not is_memory_of_guard(name.partition(".")[2], array):
+            raise StateMalformed(f"The state's `{name}` is nothing that an update guard remembers.")
 
 
 def _is_guards(entry: str) -> bool:
