@@ -260,21 +260,29 @@ def start_afresh(held, numbers, bounds, verdicts):
     Such a tensor's `verdicts[BROKEN]` is `AGAIN` afterwards.
     """
     for tensor in range(verdicts.shape[1]):
-        if verdicts[BROKEN, tensor] and not _is_finite(held, numbers, bounds[tensor], bounds[tensor + 1]):
+        start, stop = bounds[tensor], bounds[tensor + 1]
+        if verdicts[BROKEN, tensor] and not _is_finite(held, numbers, start, stop):
             verdicts[BROKEN, tensor] = AGAIN
-            for place in range(bounds[tensor], bounds[tensor + 1]):
-                held[numbers[place // PAGE], :, place % PAGE] = 0.0
+            for page in range(start // PAGE, -(-stop // PAGE)):
+                first, last = _columns(page, start, stop)
+                held[numbers[page], :, first:last] = 0.0
 
 
 @compiled
 def _is_finite(held, numbers, start, stop):
     for page in range(start // PAGE, -(-stop // PAGE)):
-        first, last = max(start - page * PAGE, 0), min(stop - page * PAGE, PAGE)
+        first, last = _columns(page, start, stop)
         for feature in range(held.shape[1]):
             for column in range(first, last):
                 if not math.isfinite(held[numbers[page], feature, column]):
                     return False
     return True
+
+
+@compiled
+def _columns(page, start, stop):
+    """Which columns of a session's page the coordinates from `start` to `stop` have there."""
+    return max(start - page * PAGE, 0), min(stop - page * PAGE, PAGE)
 
 
 def compile_guard() -> None:
