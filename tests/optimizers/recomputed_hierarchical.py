@@ -21,6 +21,7 @@ class Recomputed:
         self.losses: list[float] = []
         self.t, self.together, self.caution, self.reference = 0, 0.0, 0.0, 0.0
         self.slope, self.pending, self.expected, self.achieved = 0.0, 0.0, [], []
+        self.reach = 0.0
 
     def step(self, gradients: np.ndarray, loss: float | None, horizon: float | None) -> np.ndarray:
         self.t += 1
@@ -54,6 +55,9 @@ class Recomputed:
         if self.losses:
             self.expected.append(self.pending)
             self.achieved.append(self.losses[-1] - loss)
+            expected, achieved = self.forgetting(self.expected, 0.7), self.forgetting(self.achieved, 0.7)
+            if expected and abs(achieved) <= 30 * abs(expected):
+                self.reach = min(7.0, self.reach + math.log(2))
         self.pending = 0.0
         self.losses.append(loss)
         recent, first = self.forgetting(self.losses, 0.9), len(self.losses) == 1
@@ -91,7 +95,7 @@ class Recomputed:
         change = (fast_v - v) / (fast_v + v + 1e-24)
         scale = max(abs(self.losses[0]), self.losses[0] - min(self.losses)) if self.losses else 0.0
         steepest = max(self.slope, slope)
-        base = np.clip(4 + math.log(scale / steepest), -12, 12) if scale else 0.0
+        base = np.clip(4 + math.log(scale / steepest), -12, 5 + self.reach) if scale else 0.0
         y = np.array(
             [
                 tensor["cosine"][0],

@@ -90,8 +90,12 @@ def train(
     loss: bool = True,
     horizon: float | None = None,
     units: float = 1.0,
+    gradient_units: float = 1.0,
 ) -> tuple[list[float], Tensor]:
-    """The losses of `steps` steps from θ, untrained, and θ at the end; the loss is seen in other units."""
+    """The losses of `steps` steps from θ, untrained, and θ at the end; the loss is seen in other units.
+
+    So are the gradients, and besides in units that the loss is not in.
+    """
     optimizer, phi = build()
     state = initial_state(optimizer, shapes)
     losses = []
@@ -99,7 +103,8 @@ def train(
         theta.requires_grad_()
         found = units * loss_of(theta)
         (gradients,) = torch.autograd.grad(found, theta)
-        updates, state = optimizer.step(phi, observed(gradients, found if loss else None, horizon, shapes), state)
+        seen = observed(gradient_units * gradients, found if loss else None, horizon, shapes)
+        updates, state = optimizer.step(phi, seen, state)
         theta = theta.detach() + updates.detach()
         losses.append(found.item() / units)
     return losses, theta
@@ -161,9 +166,25 @@ def test_the_units_of_loss_and_parameters_do_not_matter(units: float) -> None:
     expected, _ = train(valley, torch.tensor([-1.2, 1.0]), 50, ((2,),), horizon=50)
     seen, _ = train(valley, torch.tensor([-1.2, 1.0]), 50, ((2,),), horizon=50, units=units)
     assert seen == pytest.approx(expected, rel=1e-3)
-    scale = units**-0.25
+    scale = units**-0.125
     scaled, _ = train(lambda theta: valley(theta / scale), torch.tensor([-1.2, 1.0]) * scale, 50, ((2,),), horizon=50)
     assert scaled == pytest.approx(expected, rel=1e-3)
+
+
+def test_very_large_parameters_are_moved_after_some_doublings() -> None:
+    """Their rate is above what is safe at first; it is found while the loss does what the gradients let expect."""
+    scale = 1e4
+    scaled, _ = train(lambda theta: valley(theta / scale), torch.tensor([-1.2, 1.0]) * scale, 100, ((2,),), horizon=100)
+    assert scaled[-1] < 0.2 * scaled[0]
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e8])
+def test_gradients_in_other_units_than_the_loss_do_no_harm(factor: float) -> None:
+    """Too small by 10⁸ they ask for a rate that much too high, and would never be believed."""
+    loss, theta, shapes = network([10, 16, 10], 1.0)
+    losses, _ = train(loss, theta, 100, shapes, horizon=100, gradient_units=factor)
+    assert max(losses) < 1.5 * losses[0]
+    assert losses[-1] <= losses[0]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +269,9 @@ def test_updates_are_bounded_whatever_is_learned() -> None:
     optimizer, phi = build()
     asking = phi | {"rate.level.bias": torch.tensor([1e6]), "coordinates.2.bias": torch.full((5,), 1e6)}
     state = initial_state(optimizer, SHAPES)
+    updates, _ = optimizer.step(asking, observed(torch.full((N,), 1e-9), 1e15), state)
+    torch.testing.assert_close(updates, torch.full((N,), -0.01 * math.exp(5 + 5) * 10))
+    state.arrays["descent"][Descent._fields.index("reach")] = 7.0
     updates, _ = optimizer.step(asking, observed(torch.full((N,), 1e-9), 1e15), state)
     torch.testing.assert_close(updates, torch.full((N,), -0.01 * math.exp(14) * 10))
 

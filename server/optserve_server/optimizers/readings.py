@@ -15,6 +15,8 @@ from optserve_server.optimizers.moments import newest_share
 
 TINY = 1e-20  # beside losses and slopes, so that a logarithm or a quotient of nothing is a number, and its gradient too
 LARGEST_LOSS = 1e15  # a loss is cut to this: differences and squares of larger ones would not fit in float32
+LOWEST_BASE, HIGHEST_BASE, LARGEST_REACH = -12.0, 5.0, 7.0  # of ln base; at 5 the rate is 1.5, more than Adam ever has
+DISAGREEMENT = 30.0  # loss and gradients are of one f if the loss changes by at most so many times what was expected
 USUAL_LENGTH = 300.0  # steps; a run without a declared horizon is taken to be at least as long
 
 
@@ -40,6 +42,7 @@ class Descent(NamedTuple):
     achieved: Tensor  # running mean of what they did take off
     expected_lately: Tensor  # both means again, of about the last three steps
     achieved_lately: Tensor
+    reach: Tensor  # by how much ln base may be above `HIGHEST_BASE`
 
 
 class Position(NamedTuple):
@@ -98,13 +101,19 @@ def follow_achievement(descent: Descent, before: Losses, loss: Tensor) -> Descen
     def followed(mean: Tensor, value: Tensor, beta: float) -> Tensor:
         return torch.where(begun, _follow(mean, value, beta, pairs), 0.0)
 
+    expected_lately = followed(descent.expected_lately, descent.pending, 0.7)
+    achieved_lately = followed(descent.achieved_lately, before.last - loss, 0.7)
+    moved = expected_lately.abs() > 0
+    agrees = begun & moved & (achieved_lately.abs() <= DISAGREEMENT * expected_lately.abs())
+    further = (descent.reach + math.log(2)).clamp(max=LARGEST_REACH)
     return Descent(
         slope=descent.slope,
         pending=torch.zeros_like(descent.pending),
         expected=followed(descent.expected, descent.pending, 0.95),
         achieved=followed(descent.achieved, before.last - loss, 0.95),
-        expected_lately=followed(descent.expected_lately, descent.pending, 0.7),
-        achieved_lately=followed(descent.achieved_lately, before.last - loss, 0.7),
+        expected_lately=expected_lately,
+        achieved_lately=achieved_lately,
+        reach=torch.where(agrees, further, descent.reach),
     )
 
 
@@ -135,16 +144,19 @@ def recovered(caution: Tensor, share: Tensor) -> Tensor:
 
 
 def read_log_base(losses: Losses, descent: Descent, slope: Tensor) -> Tensor:
-    """ln base = 4 + ln(scale of the loss/largest slope), `[…, 1]`, from −12 to 12; 0 where no loss has given a scale.
+    """ln base = 4 + ln(scale of the loss/largest slope), `[…, 1]`, at least −12; 0 where no loss has given a scale.
 
     The scale is |f_0|, or how far the loss has fallen where that is more. At a base of 1 and a rate of 0.01, Adam's
     first step should take off half of it, if the loss were linear. So the rate follows any change of the loss's units
     or the parameters' exactly.
+
+    But gradients may come in other units than the loss, multiplied by a constant against underflow, say. So ln base
+    begins at 5 at most, and may double with every step whose loss changes about as the gradients let expect, up to 12.
     """
     scale = torch.maximum(losses.first.abs(), losses.first - losses.lowest)
     steepest = torch.maximum(descent.slope, slope)
     log_base = 4 + torch.log(scale + TINY) - torch.log(steepest + TINY)
-    return torch.where(scale > 0, log_base.clamp(-12, 12), 0.0)
+    return torch.where(scale > 0, log_base.clamp(min=LOWEST_BASE).minimum(HIGHEST_BASE + descent.reach), 0.0)
 
 
 def read_losses(losses: Losses, descent: Descent) -> tuple[Tensor, ...]:

@@ -22,12 +22,15 @@ _TINY_SQUARE = directions.EPSILON**2
 _SPIKE_SQUARE = directions.SPIKE**2
 _LARGEST_LOSS = readings.LARGEST_LOSS
 _USUAL_LENGTH = readings.USUAL_LENGTH
+_LOWEST_BASE, _HIGHEST_BASE, _LARGEST_REACH = readings.LOWEST_BASE, readings.HIGHEST_BASE, readings.LARGEST_REACH
+_DISAGREEMENT = readings.DISAGREEMENT
+_LN2 = math.log(2)
 _DECAYS = (*directions.DECAYS, 0.9, 0.95, 0.98, 0.95, 0.7)
 _AT_09, _AT_095, _AT_098, _PAIRS_AT_095, _PAIRS_AT_07 = range(4, 9)  # beside those of the moments
 _INPUTS = len(INPUTS)
 
 _NUMBER, _FIRST, _LOWEST, _LAST, _RECENT, _USUAL, _DEVIATION, _REFERENCE = range(8)  # of the losses
-_SLOPE, _PENDING, _EXPECTED, _ACHIEVED, _EXPECTED_LATELY, _ACHIEVED_LATELY = range(6)  # of the descent
+_SLOPE, _PENDING, _EXPECTED, _ACHIEVED, _EXPECTED_LATELY, _ACHIEVED_LATELY, _REACH = range(7)  # of the descent
 
 
 @inlined
@@ -129,6 +132,12 @@ def _follow_achievement(descent, losses, loss, shares):
         share = newest_share(shares, _PAIRS_AT_07, number - 1)
         descent[_EXPECTED_LATELY, 0] = _lerp(np.float64(descent[_EXPECTED_LATELY, 0]), pending, share)
         descent[_ACHIEVED_LATELY, 0] = _lerp(np.float64(descent[_ACHIEVED_LATELY, 0]), fallen, share)
+        expected, achieved = (
+            abs(np.float64(descent[_EXPECTED_LATELY, 0])),
+            abs(np.float64(descent[_ACHIEVED_LATELY, 0])),
+        )
+        if expected > 0 and achieved <= _DISAGREEMENT * expected:
+            descent[_REACH, 0] = _smaller(np.float64(descent[_REACH, 0]) + _LN2, _LARGEST_REACH)
     else:
         descent[_EXPECTED, 0] = descent[_ACHIEVED, 0] = 0.0
         descent[_EXPECTED_LATELY, 0] = descent[_ACHIEVED_LATELY, 0] = 0.0
@@ -185,7 +194,8 @@ def read_base(losses, descent, slope):
     scale = _larger(abs(first), first - losses[_LOWEST, 0])
     steepest = _larger(np.float64(descent[_SLOPE, 0]), slope)
     log_base = 4 + math.log(scale + _TINY) - math.log(steepest + _TINY)
-    return limited(log_base, -12.0, 12.0) if scale > 0 else 0.0
+    highest = _HIGHEST_BASE + np.float64(descent[_REACH, 0])
+    return limited(log_base, _LOWEST_BASE, highest) if scale > 0 else 0.0
 
 
 @inlined
