@@ -90,7 +90,7 @@ class SharedRun(Resource):
             outer_steps: how many it shall make in all; a run that has succeeded needs more than it had.
 
         Raises:
-            RunConflict: it is not over, or has made all its outer steps.
+            RunConflict: it is not over, or has succeeded and shall make no more outer steps.
             RequestInvalid: fewer outer steps than it had.
         """
         return (yield from self._act("resume", to_json(ResumeRequest(outer_steps))))

@@ -1,5 +1,6 @@
 """`optserve metatrain`, as a person runs it."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from optserve_server import optimizers
+from optserve_server.metatraining import recipes
+from optserve_server.metatraining.outer_loop import OuterLoop
+from optserve_server.metatraining.weight_files import Record
 from optserve_server.optimizers import weights
 
 RECIPE = """
@@ -35,6 +39,33 @@ def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.toml"
     file.write_text(RECIPE)
     return file
+
+
+SEVERAL = """
+name = "tiny"
+[architecture]
+kind = "lstm"
+hidden_size = 4
+layers = 1
+[[tasks]]
+family = "clusters-mlp"
+choices = { hidden_sizes = [[2], [3]], activation = ["relu", "tanh"] }
+[unroll]
+steps = 200
+truncation = 20
+trajectories = 4
+advance = 2
+[gradient]
+estimator = "nres"
+[augmentation]
+gradient_scaling = 0.5
+[meta_optimizer]
+kind = "adam"
+outer_steps = 60
+tasks_per_outer_step = 8
+[checkpoints]
+every = 20
+"""
 
 
 def metatrain(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -119,3 +150,48 @@ def test_options_of_a_run_here_are_refused_for_one_on_the_server(optserve_comman
     result = metatrain(optserve_command, recipe, "--output", "elsewhere.safetensors")
     assert result.returncode == 2
     assert "go with --local" in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_what_is_interrupted_goes_on_bit_for_bit(optserve_command: str, recipe: Path, tmp_path: Path) -> None:
+    """By one process, then by two, then by one again; undisturbed by one, in this process."""
+    recipe.write_text(SEVERAL)
+    target, saved = tmp_path / "weights", tmp_path / "weights.checkpoint"
+    words = [optserve_command, "metatrain", str(recipe), "--local", "--output", str(target)]
+    for threads in ("1", "2"):
+        began = saved.stat().st_mtime_ns if saved.exists() else 0
+        process = subprocess.Popen(
+            [*words, "--threads", threads], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            heard = process.stdout.readline()  # of the first validation, or that it goes on
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 1
+            told = process.stderr.read()
+        assert "interrupted" in told
+        assert f"the same command goes on from {saved}" in " ".join(told.split())
+        assert saved.stat().st_mtime_ns > began
+        assert ("going on behind outer step" in heard) == (threads == "2")
+    last = metatrain(*words[:1], recipe, "--local", "--output", target)
+    assert last.returncode == 0, last.stderr
+    assert "going on behind outer step" in last.stdout
+    assert not saved.exists()
+    undisturbed, record = OuterLoop(recipes.load(recipe), device="cpu"), Record()
+    for progress in undisturbed:
+        record.add(progress, undisturbed)
+    assert target.read_bytes() == record.encode(undisturbed.recipe)
+
+
+def test_a_training_checkpoint_of_another_recipe_or_of_something_else_is_not_gone_on_from(
+    optserve_command: str, recipe: Path
+) -> None:
+    saved = recipe.with_suffix(".safetensors.checkpoint")
+    saved.write_bytes(b"nonsense")
+    result = metatrain(optserve_command, recipe, "--local")
+    assert result.returncode == 2
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert "cannot go on from" in told
+    assert "remove it to begin anew" in told
+    assert saved.read_bytes() == b"nonsense"

@@ -82,6 +82,23 @@ def test_adam_with_clipping_is_kingma_and_bas() -> None:
     np.testing.assert_allclose(flat(moved(settings, N).phi), phi, rtol=1e-4)
 
 
+def test_decay_draws_phi_back_to_where_it_began() -> None:
+    """φ ← φ − β_t · decay · (φ − φ_0) − β_t ∇, from a φ_0 that is not 0."""
+    settings = MetaOptimizer(learning_rate=0.1, schedule="cosine", decay=2.0, outer_steps=N)
+    first = np.array([1.0, -2.0, 3.0, 0.5, 0.0])
+    given = torch.tensor(first, dtype=torch.float32)
+    descent, phi = Descent(settings, {"a": given[:2], "b": given[2:]}, CPU), first.copy()
+    for step, gradient in enumerate(gradients(N), start=1):
+        descent.clip({"a": torch.tensor(gradient[:2]), "b": torch.tensor(gradient[2:])})
+        descent.move(step)
+        rate = learning_rate(settings, step)
+        phi -= rate * 2.0 * (phi - first) + rate * gradient
+        if step == N // 2:  # where it began is part of what is restored
+            state, descent = descent.to_state(), Descent(settings, {"a": torch.zeros(2), "b": torch.zeros(3)}, CPU)
+            descent.restore(state)
+    np.testing.assert_allclose(flat(descent.phi), phi, rtol=1e-5)
+
+
 def test_the_norm_is_that_before_clipping() -> None:
     descent = Descent(MetaOptimizer(clip_norm=0.1), {"a": torch.zeros(2), "b": torch.zeros(1)}, CPU)
     assert descent.clip({"a": torch.tensor([2.0, 3.0]), "b": torch.tensor([6.0])}).item() == pytest.approx(7)

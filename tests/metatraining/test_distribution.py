@@ -1,5 +1,7 @@
 """What is drawn for an outer step: tasks by weight, horizons by their density, scaled coordinates."""
 
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from optserve_server.metatraining import recipes
 from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
+from optserve_server.metatraining.trajectories import Group
 
 
 def recipe(**changes: Any) -> recipes.Recipe:
@@ -86,3 +89,45 @@ def test_of_several_trajectories_each_has_one_family() -> None:
     assert {(len(groups), groups[0].tasks) for groups in drawn} == {(1, 4)}
     quadratics = sum(groups[0].family.name == "quadratic" for groups in drawn)
     assert quadratics == pytest.approx(150, abs=25)
+
+
+def test_each_trajectory_has_one_of_all_choices() -> None:
+    share = {
+        "family": "clusters-mlp",
+        "parameters": {"features": 3},
+        "choices": {"hidden_sizes": [[2], [3, 2], []], "activation": ["relu", "tanh"]},
+    }
+    parsed = recipe(tasks=[share, {"family": "quadratic"}], unroll={"trajectories": 2})
+    generators = [Generators.seeded(0, torch.device("cpu")) for _ in range(2)]
+    twins = [[draw_trajectory(parsed, parsed.optimizer(), one).groups[0] for _ in range(300)] for one in generators]
+    assert [group.parameters for group in twins[0]] == [group.parameters for group in twins[1]]
+    found = Counter(repr(group.family) for group in twins[0] if group.family.name == "clusters-mlp")
+    assert len(found) == 6
+    assert min(found.values()) > 10  # of 25
+    for group in twins[0]:
+        assert group.family == parsed.tasks[group.share].with_parameters(group.parameters).build()
+        assert group.family.name == "quadratic" or group.parameters["features"] == 3
+    assert not any(torch.equal(*(group.theta for group in pair)) for pair in pairwise(twins[0]) if same_size(*pair))
+
+
+def same_size(one: Group, other: Group) -> bool:
+    return one.theta.shape == other.theta.shape
+
+
+def test_task_scaling_is_one_factor_for_all_coordinates() -> None:
+    tasks = [{"family": "quadratic", "parameters": {"dimension": 5}}]
+    meta_optimizer = {"tasks_per_outer_step": 400}
+    plain = draw(recipe(tasks=tasks, meta_optimizer=meta_optimizer)).groups[0]
+    augmentation = {"task_scaling": 2.0, "probability": 0.25}
+    scaled = draw(recipe(tasks=tasks, meta_optimizer=meta_optimizer, augmentation=augmentation)).groups[0]
+    torch.testing.assert_close(plain.losses(plain.theta, {}), scaled.losses(scaled.theta, {}))
+    assert scaled.scales is not None
+    assert torch.equal(scaled.scales, scaled.scales[:, :1].expand(-1, 5))
+    logs = scaled.scales[:, 0].log()
+    assert (logs != 0).float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert -2 <= logs.min() < -1.7 < 1.7 < logs.max() <= 2
+    both = {"coordinate_scaling": 0.5, **augmentation, "probability": 1.0}
+    product = draw(recipe(tasks=tasks, meta_optimizer=meta_optimizer, augmentation=both)).groups[0].scales
+    assert product is not None
+    spread = product.log() - product.log().mean(dim=1, keepdim=True)
+    assert 0.5 < spread.abs().max() <= 1

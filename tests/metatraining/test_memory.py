@@ -12,6 +12,8 @@ from optserve_server.metatraining import recipes
 from optserve_server.metatraining.memory import PROCESS_BYTES, estimate_bytes
 from optserve_server.metatraining.recipes import RecipeError
 from optserve_server.metatraining.trajectories import draw_groups
+from optserve_server.tasks import datasets
+from optserve_server.tasks.classic_2d import Classic2D
 from optserve_server.tasks.quadratic import Quadratic
 
 RUN = """
@@ -106,3 +108,50 @@ def test_an_estimate_leaves_families_that_load_data_their_numbers(family: str) -
     (group,) = draw_groups(parsed.tasks, [2], parsed.optimizer(), torch.Generator().manual_seed(0), "train")
     with torch.no_grad():
         assert group.losses(group.theta, group.draw_batch(torch.Generator().manual_seed(0))).isfinite().all()
+
+
+VARIED = {
+    "hidden_sizes": [[4], [64, 64], [8]],
+    "batch_size": [2, 200, 3],
+    "data": ["clusters", "autoencoder"],
+}
+
+
+def test_of_choices_it_is_those_that_need_most() -> None:
+    varied = content(tasks=[{"family": "synthetic-mlp", "choices": VARIED}], unroll={"steps": 6})
+    estimates = [
+        estimate_bytes(recipes.parse({**varied, "tasks": [{"family": "synthetic-mlp", "parameters": parameters}]}))
+        for parameters in (
+            {"hidden_sizes": [64, 64], "batch_size": 200, "data": "autoencoder"},
+            {"hidden_sizes": [4], "batch_size": 2, "data": "clusters"},
+        )
+    ]
+    assert estimate_bytes(recipes.parse(varied)) == estimates[0] > estimates[1]
+
+
+def test_every_choice_of_data_is_loaded_before_tensors_lose_their_numbers() -> None:
+    tasks = [{"family": "tabular-mlp", "choices": {"data": ["iris", "wine"]}}]
+    datasets.table.cache_clear()
+    parsed = recipes.parse(content(tasks=tasks, unroll={"steps": 1}))
+    estimate_bytes(parsed)
+    features, _ = datasets.table("wine", "train")
+    assert type(features) is torch.Tensor
+
+
+def test_tasks_of_the_validation_count_too_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {"family": "quadratic", "parameters": {"dimension": 1000}}
+    validation = {"tasks": [{"family": "classic-2d"}, large], "horizons": [10**6], "instances": 100}
+    plain = content(unroll={"steps": 2})
+    more = estimate_bytes(recipes.parse({**plain, "validation": validation}))
+    assert more - estimate_bytes(recipes.parse(plain)) > 100 * 1000**2 * 4  # of the matrices alone
+    monkeypatch.setattr(Classic2D, "loss", lambda _, theta, task, batch: theta[theta > 0].sum())
+    with pytest.raises(RecipeError, match=r"(?s)validation\.tasks\.0: .*'classic-2d' raises"):
+        estimate_bytes(recipes.parse({**plain, "validation": validation}))
+
+
+def test_each_process_of_a_crew_has_a_window_at_a_time() -> None:
+    unroll = {"steps": 40, "truncation": 2, "trajectories": 8, "advance": 4}
+    parsed = recipes.parse(content(tasks=[{"family": "digits-mlp"}], unroll=unroll))
+    one, three, many = (estimate_bytes(parsed, processes) for processes in (1, 3, 100))
+    assert three >= one + 3 * PROCESS_BYTES
+    assert many - three == pytest.approx(PROCESS_BYTES, rel=0.5)  # of four: no more find work

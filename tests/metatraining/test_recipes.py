@@ -59,6 +59,10 @@ def test_every_documented_key_is_taken() -> None:
     assert recipe.meta_optimizer.tasks_per_outer_step == 16
 
 
+BAD_TOGETHER = {"outputs": [2, 1], "data": ["clusters", "teacher-values"], "activation": ["relu"]}
+"""One output is too few for clusters, and two are not."""
+
+
 def changed(path: str, value: Any) -> dict[str, Any]:
     content = copy.deepcopy(TINY)
     table: Any = content
@@ -128,6 +132,28 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("gradient.sigma", 0.1, r"gradient\.sigma: backpropagation perturbs nothing"),
         ("gradient", {"estimator": "es", "sigma": 0}, r"gradient\.sigma: input should be greater than 0"),
         ("gradient", {"estimator": "es", "pairs": 0}, r"gradient\.pairs: input should be greater"),
+        ("gradient.final_sigma", 0.1, r"gradient\.final_sigma: backpropagation perturbs nothing"),
+        ("tasks.0.choices", {"dimensoin": [2]}, r"tasks\.0\.choices: .*'dimensoin' \(did you mean 'dimension'"),
+        ("tasks.0.choices", {"dimension": [2, 3]}, r"tasks\.0\.choices: 'dimension' is one of the parameters too"),
+        ("tasks", [{"family": "quadratic", "choices": {"dimension": []}}], r"tasks\.0\.choices\.dimension: "),
+        ("tasks", [{"family": "quadratic", "choices": {"dimension": [2, 0]}}], r"choices: parameters\.dimension is 0"),
+        ("tasks", [{"family": "synthetic-mlp", "choices": BAD_TOGETHER}], r"tasks\.0\.choices: .*outputs is 1, but"),
+        ("augmentation.hidden_los", 0.5, r"augmentation\.hidden_los: unknown key \(did you mean 'hidden_loss'"),
+        ("augmentation.loss_offset", 1.5, r"augmentation\.loss_offset: input should be less"),
+        ("meta_optimizer.decay", -1, r"meta_optimizer\.decay: input should be greater"),
+        ("validation", {"horizons": [3]}, r"validation\.tasks: field required"),
+        ("validation", {"tasks": [{"family": "quadratics"}], "horizons": [3]}, r"validation\.tasks\.0\.family: .*did"),
+        (
+            "validation",
+            {"tasks": [{"family": "quadratic", "choices": {}}], "horizons": [3]},
+            r"validation\.tasks\.0\.choices: unknown key",
+        ),
+        ("validation", {"tasks": [{"family": "quadratic"}], "horizons": []}, r"validation\.horizons: "),
+        (
+            "validation",
+            {"tasks": [{"family": "quadratic"}], "horizons": [3], "patients": 3},
+            r"validation\.patients: unknown key \(did you mean 'patience'",
+        ),
         (
             "gradient",
             {"estimator": "es", "second_order": False},
@@ -144,9 +170,22 @@ def test_a_mistake_is_named(path: str, value: Any, message: str) -> None:
         recipes.parse(changed(path, value))
 
 
-@pytest.mark.parametrize("gradient", [{}, {"second_order": False}, {"estimator": "nres", "sigma": 0.1, "pairs": 3}])
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        {},
+        {"second_order": False},
+        {"estimator": "nres", "sigma": 0.1, "pairs": 3},
+        {"estimator": "es", "sigma": 0.1, "final_sigma": 0.05},
+    ],
+)
 def test_what_a_recipe_is_written_down_as_is_that_recipe(gradient: dict[str, Any]) -> None:
-    tables = {"meta_loss": {"kind": "sum", "weights": {"first": 0, "last": 1}}, "imitation": {}}
+    tables = {
+        "tasks": [{"family": "clusters-mlp", "choices": {"hidden_sizes": [[2], []], "spread": [1, 2.5]}}],
+        "meta_loss": {"kind": "sum", "weights": {"first": 0, "last": 1}},
+        "imitation": {},
+        "validation": {"tasks": [{"family": "quadratic", "weight": 2}], "horizons": [3, 4]},
+    }
     recipe = recipes.parse({**TINY, **tables, "gradient": gradient})
     written = recipe.model_dump(mode="json")
     assert recipes.parse(written) == recipe

@@ -42,6 +42,19 @@ VARIANTS: list[dict[str, Any]] = [
     {"imitation": {"outer_steps": 6}},
     {"imitation": {"outer_steps": 6}, "gradient": {"estimator": "es"}},
     {"curriculum": {"steps": [3, 5], "patience": 1}, "checkpoints": {"every": 1}},
+    {
+        "tasks": [{"family": "clusters-mlp", "choices": {"hidden_sizes": [[2], [3, 2]], "batch_size": [2, 3, 4]}}],
+        "unroll": {"steps": 4, "truncation": 2, "trajectories": 3, "advance": 2},
+        "architecture": {"kind": "hierarchical"},
+        "gradient": {"estimator": "nres", "sigma": 0.1, "final_sigma": 0.01},
+        "augmentation": {
+            **{"coordinate_scaling": 1.0, "task_scaling": 2.0},
+            **{"hidden_loss": 0.5, "hidden_horizon": 0.5, "loss_offset": 0.5, "gradient_scaling": 0.5},
+        },
+        "validation": {"tasks": [{"family": "quadratic"}], "horizons": [3], "patience": 20},
+        "checkpoints": {"every": 1},
+    },
+    {"augmentation": {"loss_offset": 1.0, "gradient_scaling": 1.0, "task_scaling": 1.0}},
 ]
 
 
@@ -53,7 +66,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes: dict[str, Any], interru
 
 @pytest.mark.parametrize("interrupted_at", range(9))
 def test_with_gradient_descent_and_at_any_outer_step(interrupted_at: int) -> None:
-    check(parse(kind="gradient-descent"), interrupted_at)
+    check(parse(kind="gradient-descent", decay=0.5), interrupted_at)
 
 
 def check(recipe: recipes.Recipe, interrupted_at: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from optserve_server.metatraining import recipes
 from optserve_server.metatraining.distribution import Generators
 from optserve_server.metatraining.outer_loop import OuterLoop
+from optserve_server.metatraining.particles import ParticleGroup
 from optserve_server.metatraining.trajectory_pool import TrajectoryPool, combined
 
 TINY_MLP = {"family": "digits-mlp", "parameters": {"hidden_sizes": [2], "batch_size": 2}}
@@ -27,9 +28,11 @@ def recipe(**changes: Any) -> recipes.Recipe:
     )
 
 
-def pool(parsed: recipes.Recipe) -> tuple[TrajectoryPool, dict[str, torch.Tensor]]:
+def pool(parsed: recipes.Recipe, **share: int) -> tuple[TrajectoryPool, dict[str, torch.Tensor]]:
     optimizer, generators = parsed.optimizer(), Generators.seeded(0, torch.device("cpu"))
-    return TrajectoryPool(parsed, optimizer, generators), optimizer.initial_phi(torch.Generator().manual_seed(0))
+    return TrajectoryPool(parsed, optimizer, generators, **share), optimizer.initial_phi(
+        torch.Generator().manual_seed(0)
+    )
 
 
 def test_each_outer_step_takes_the_next_ones_one_window_further() -> None:
@@ -81,3 +84,38 @@ def test_a_run_goes_through_all_of_them(advance: int) -> None:
     progress = list(OuterLoop(parsed))
     assert len(progress) == 12
     assert all(one.step <= one.horizon <= 9 for one in progress)
+
+
+def test_sigma_goes_to_its_end_and_a_trajectory_keeps_its_own() -> None:
+    gradient = {"estimator": "nres", "sigma": 0.5, "final_sigma": 0.1}
+    parsed = recipe(gradient=gradient, unroll={"steps": 6, "truncation": 2}, meta_optimizer={"outer_steps": 8})
+    found, phi = pool(parsed)
+    sigmas = []
+    for outer_step in range(1, 9):
+        found.windows(outer_step, phi, 6)
+        (trajectory,) = found._trajectories.values()
+        assert trajectory is not None
+        (group, *_) = trajectory.groups
+        assert isinstance(group, ParticleGroup)
+        sigmas.append(group.sigma)
+        if outer_step % 3 == 1:
+            deviation = torch.cat([noise.flatten() for noise in group.noise.values()]).std().item()
+            assert deviation == pytest.approx(group.sigma, rel=0.15)
+    # Trajectories begin in the outer steps 1, 4 and 7.
+    assert sigmas == pytest.approx([0.5] * 3 + [0.5 - 0.4 * 3 / 8] * 3 + [0.5 - 0.4 * 6 / 8] * 2)
+
+
+def test_places_draw_by_themselves() -> None:
+    """So that a place comes to the same in whatever company, as processes need it that share them out."""
+    alone, _ = pool(recipe(), share=1, shares=4)
+    pair, _ = pool(recipe(), share=1, shares=2)
+    whole, phi = pool(recipe())
+    assert (list(alone._trajectories), list(pair._trajectories)) == ([1], [1, 3])
+    for outer_step in range(1, 7):
+        found = [one.windows(outer_step, phi, 8) for one in (whole, pair, alone)]
+        first, second, third = ({one.place: one.found for one in estimates} for estimates in found)
+        assert list(first) == [[0, 1], [2, 3]][(outer_step + 1) % 2]
+        for place, estimate in [*second.items(), *third.items()]:
+            assert estimate.meta_loss == first[place].meta_loss
+            for name, gradient in estimate.gradients.items():
+                assert torch.equal(gradient, first[place].gradients[name])

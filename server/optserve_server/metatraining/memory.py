@@ -25,6 +25,7 @@ from optserve_server.metatraining.recipes import Recipe, RecipeError
 from optserve_server.metatraining.tables import TaskShare, Validation, VariedShare
 from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_loss, held_out_meta_loss
+from optserve_server.tasks.base import TaskFamily, vectorized
 
 PROCESS_BYTES = 300 * 2**20
 """Of a worker that has imported everything and computes nothing."""
@@ -57,7 +58,7 @@ def estimate_bytes(recipe: Recipe, processes: int = 1) -> int:
     shares = []
     for number, share in enumerate(recipe.tasks):
         with _naming_tasks(f"tasks.{number}", share.family):
-            shares.append(_heaviest(recipe, share))
+            shares.append(_heaviest(share))
     recipe = recipe.model_copy(update={"tasks": tuple(shares)})
     sizes = []
     for number, count in enumerate(_counts(recipe)):
@@ -139,13 +140,19 @@ def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
     return Size(meter.kept, meter.peak)
 
 
-def _heaviest(recipe: Recipe, share: VariedShare) -> TaskShare:
-    """The share with the choice of each parameter that needs most in a step on one task, the others being the first."""
+def _heaviest(share: VariedShare) -> TaskShare:
+    """The share with the choice of each parameter of which f and ∇f need most, the others being the first."""
+
+    def evaluate(family: TaskFamily, _: Meter) -> None:
+        generator = torch.Generator()
+        data, theta = family.sample(generator, 1, "train"), family.initial(generator, 1).requires_grad_()
+        losses = vectorized(family)(theta, data, family.batch(generator, data, 1))
+        torch.autograd.grad(losses.sum(), theta)
 
     def peak(name: str, value: Any) -> int:
         alone = share.with_choices({name: value})
         _warm_caches(alone)
-        return _window_size(recipe.model_copy(update={"tasks": (alone,)}), 0, 1, 1).peak
+        return measure(partial(evaluate, alone.build())).peak
 
     _warm_caches(share)
     varied = {name: values for name, values in share.choices.items() if len(values) > 1}

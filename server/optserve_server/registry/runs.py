@@ -174,17 +174,19 @@ def resume_run(
     Outer steps behind the checkpoint are forgotten: with more of them to come, they may come out otherwise.
 
     Raises:
-        RunConflict: it is not over, or has made all its outer steps.
-        OuterStepsInvalid: fewer outer steps than it has.
+        RunConflict: it is not over, or has succeeded and shall make no more outer steps.
+        OuterStepsInvalid: fewer outer steps than its recipe has.
         RecipeError: more outer steps than a recipe can have.
         QuotaExceeded: the owner has `at_most` runs already that are not over.
     """
     if run.status not in leases.OVER:
         raise RunConflict(f"Run {run.id} is {run.status}; only a run that is over can be resumed.", run.status)
-    if outer_steps is not None and outer_steps < run.outer_steps:
-        raise OuterStepsInvalid(outer_steps, run.outer_steps)
-    if run.status == leases.SUCCEEDED and outer_steps in (None, run.outer_steps):
-        message = f"Run {run.id} has made all its {run.outer_steps} outer steps; resume it with more `outer_steps`."
+    asked = run.recipe["meta_optimizer"]["outer_steps"]  # more than it has, where its patience has ended it
+    if outer_steps is not None and outer_steps < asked:
+        raise OuterStepsInvalid(outer_steps, asked)
+    if run.status == leases.SUCCEEDED and outer_steps in (None, asked):
+        made = "made all its" if run.outer_step == asked else f"succeeded after {run.outer_step} of"
+        message = f"Run {run.id} has {made} {asked} outer steps; resume it with more `outer_steps`."
         raise RunConflict(message, run.status)
     _require_room(db_session, run.owner, at_most)
     kept = _checkpointed_outer_step(db_session, run)

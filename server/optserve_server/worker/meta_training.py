@@ -199,4 +199,5 @@ def _cancel(db_session: Session, run: MetaTrainingRun) -> None:
 
 
 def _succeed(db_session: Session, run: MetaTrainingRun) -> None:
+    run.outer_steps = run.outer_step  # which are fewer than the recipe's, where its patience has ended it
     leases.finish(db_session, run, SUCCEEDED)
