@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optserve_server.metatraining import recipes
+from optserve_server.metatraining import memory, recipes
 from optserve_server.metatraining.outer_loop import OuterLoop
 from optserve_server.optimizers import weights
 from optserve_server.resources import recipes_directory
@@ -16,6 +16,12 @@ EVERY = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 def test_two_learned_optimizers_ship() -> None:
     assert {file.stem for file in FILES} == {"lstm-quadratic", "rnnprop-digits"}
+
+
+@pytest.mark.parametrize("file", sorted(recipes_directory().glob("*.toml")), ids=lambda file: file.stem)
+def test_every_recipe_that_ships_can_be_run(file: Path) -> None:
+    recipe = recipes.load(file)
+    assert memory.estimate_bytes(recipe) < 2 * 2**30
 
 
 @EVERY
