@@ -25,7 +25,7 @@ from optserve_server.metatraining.recipes import Recipe, RecipeError
 from optserve_server.metatraining.tables import TaskShare, Validation, VariedShare
 from optserve_server.metatraining.trajectories import draw_groups
 from optserve_server.metatraining.validation import VALIDATION_TASKS, held_out_loss, held_out_meta_loss
-from optserve_server.tasks.base import TaskFamily, vectorized
+from optserve_server.tasks.base import coordinates
 
 PROCESS_BYTES = 300 * 2**20
 """Of a worker that has imported everything and computes nothing."""
@@ -141,22 +141,23 @@ def _window_size(recipe: Recipe, number: int, count: int, steps: int) -> Size:
 
 
 def _heaviest(share: VariedShare) -> TaskShare:
-    """The share with the choice of each parameter of which f and ∇f need most, the others being the first."""
+    """The share with the choice of each parameter of which a task and a step have most numbers, the others the first.
 
-    def evaluate(family: TaskFamily, _: Meter) -> None:
-        generator = torch.Generator()
-        data, theta = family.sample(generator, 1, "train"), family.initial(generator, 1).requires_grad_()
-        losses = vectorized(family)(theta, data, family.batch(generator, data, 1))
-        torch.autograd.grad(losses.sum(), theta)
+    The numbers in θ, in a task and in what a step sees of it are counted: measuring f and ∇f of every choice would take
+    half a minute where there are a hundred.
+    """
 
-    def peak(name: str, value: Any) -> int:
+    def numbers(name: str, value: Any) -> int:
         alone = share.with_choices({name: value})
         _warm_caches(alone)
-        return measure(partial(evaluate, alone.build())).peak
+        family, generator = alone.build(), torch.Generator()
+        data = family.sample(generator, 1, "train")
+        seen = family.batch(generator, data, 1)
+        return coordinates(family) + sum(tensor.numel() for tensor in (*data.values(), *seen.values()))
 
     _warm_caches(share)
     varied = {name: values for name, values in share.choices.items() if len(values) > 1}
-    return share.with_choices({name: max(values, key=partial(peak, name)) for name, values in varied.items()})
+    return share.with_choices({name: max(values, key=partial(numbers, name)) for name, values in varied.items()})
 
 
 def _validation_bytes(recipe: Recipe) -> int:
