@@ -71,6 +71,22 @@ def test_with_unit_norm_every_group_pulls_alike() -> None:
     assert estimates[0].estimate.meta_loss == estimates[1].estimate.meta_loss
 
 
+def test_with_unit_norm_a_window_still_has_its_weight() -> None:
+    """The mean of w_t = 1 + 2 (t/8)² over two steps, for one group that is all of the outer step."""
+    parsed = recipe(
+        tasks=[TINY_MLP],
+        unroll={"steps": 8, "truncation": 2},
+        gradient={"unit_norm": True, "estimator": "nres"},
+        meta_loss={"kind": "sum", "weights": {"first": 1.0, "last": 3.0, "power": 2.0}},
+    )
+    found, phi = pool(parsed)
+    for outer_step in range(1, 5):
+        advance = combined(found.windows(outer_step, phi, 8), unit_norm=True)
+        norm = torch.cat([gradient.flatten() for gradient in advance.estimate.gradients.values()]).norm()
+        weights = [1 + 2 * (t / 8) ** 2 for t in (2 * outer_step - 1, 2 * outer_step)]
+        assert norm.item() == pytest.approx(sum(weights) / 2, rel=1e-5)
+
+
 def test_a_gradient_of_zero_stays_zero() -> None:
     parsed = recipe(gradient={"unit_norm": True}, unroll={"steps": 2}, meta_loss={"ceiling": 1e-9})
     found, phi = pool(parsed)

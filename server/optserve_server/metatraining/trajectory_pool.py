@@ -11,7 +11,9 @@ from optserve_server.metatraining import estimators
 from optserve_server.metatraining.distribution import Generators, Trajectory, draw_trajectory
 from optserve_server.metatraining.estimators import MetaGradient, Window
 from optserve_server.metatraining.imitation import Teacher
+from optserve_server.metatraining.meta_losses import weights
 from optserve_server.metatraining.recipes import Recipe
+from optserve_server.metatraining.tables import Growth
 from optserve_server.metatraining.training_checkpoints import State
 from optserve_server.optimizers import Optimizer, Phi
 
@@ -32,13 +34,17 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one group over one window of the trajectory in `place`, which it leaves at `step` of `horizon`."""
+    """Of one group over one window of the trajectory in `place`, which it leaves at `step` of `horizon`.
+
+    `weight` is the mean of the meta-loss's w_t over the window's steps.
+    """
 
     place: int
     family: str
     tasks: int
     step: int
     horizon: int
+    weight: float
     found: MetaGradient
 
 
@@ -155,9 +161,10 @@ class TrajectoryPool:
         window = Window(trajectory.step, steps, trajectory.horizon, weight)
         trajectory.step += steps
         estimator, generator = estimators.build(self._recipe, outer_step), self._generators[place].device
+        mean_weight = _mean_weight(self._recipe.meta_loss.weights, window)
         return [
             Estimate(
-                *(place, group.family.name, group.tasks, trajectory.step, trajectory.horizon),
+                *(place, group.family.name, group.tasks, trajectory.step, trajectory.horizon, mean_weight),
                 estimator.estimate(self._optimizer, phi, group, window, generator),
             )
             for group in trajectory.groups
@@ -165,11 +172,16 @@ class TrajectoryPool:
 
 
 def combined(estimates: Sequence[Estimate], *, unit_norm: bool) -> Advance:
-    """The mean of an outer step's estimates, in the order of the trajectories, weighted by their numbers of tasks."""
+    """The mean of an outer step's estimates, in the order of the trajectories, weighted by their numbers of tasks.
+
+    With `unit_norm` each gradient is scaled to norm 1 first, then by its window's weight: what the meta-loss says of
+    the end of a trajectory and of its beginning would be lost else.
+    """
     tasks = sum(one.tasks for one in estimates)
     last = estimates[-1]
+    found = [_of_norm(one.weight, one.found) if unit_norm else one.found for one in estimates]
     return Advance(
-        _mean([one.tasks / tasks for one in estimates], [one.found for one in estimates], unit_norm=unit_norm),
+        _mean([one.tasks / tasks for one in estimates], found),
         tasks,
         ", ".join(dict.fromkeys(one.family for one in estimates)),
         last.step,
@@ -177,17 +189,24 @@ def combined(estimates: Sequence[Estimate], *, unit_norm: bool) -> Advance:
     )
 
 
-def _mean(shares: Sequence[float], found: Sequence[MetaGradient], *, unit_norm: bool) -> MetaGradient:
+def _mean_weight(settings: tuple[float, ...] | Growth | None, window: Window) -> float:
+    """The mean of w_t over a window's steps; 1 where there are no weights."""
+    if settings is None:
+        return 1.0
+    of_steps = weights(settings, window.first_step, window.steps, window.horizon, torch.empty(0, dtype=torch.float64))
+    return of_steps.mean().item()
+
+
+def _mean(shares: Sequence[float], found: Sequence[MetaGradient]) -> MetaGradient:
     """The mean by these shares; of tasks that are not finite, the sum."""
-    gradients = [_of_norm_one(estimate.gradients) if unit_norm else estimate.gradients for estimate in found]
     if len(found) == 1:
-        return replace(found[0], gradients=gradients[0])
+        return found[0]
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(dim=0)
 
     return MetaGradient(
-        {name: mean([gradient[name] for gradient in gradients]) for name in gradients[0]},
+        {name: mean([estimate.gradients[name] for estimate in found]) for name in found[0].gradients},
         mean([estimate.meta_loss for estimate in found]),
         mean([estimate.loss for estimate in found]),
         torch.stack([estimate.non_finite for estimate in found]).sum(),
@@ -195,7 +214,8 @@ def _mean(shares: Sequence[float], found: Sequence[MetaGradient], *, unit_norm: 
     )
 
 
-def _of_norm_one(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same direction with norm 1; zero stays zero."""
-    norm = torch.nn.utils.get_total_norm(gradients.values())
-    return {name: gradient / norm.where(norm > 0, 1.0) for name, gradient in gradients.items()}
+def _of_norm(length: float, estimate: MetaGradient) -> MetaGradient:
+    """The same direction with this norm; zero stays zero."""
+    norm = torch.nn.utils.get_total_norm(estimate.gradients.values())
+    scale = length / norm.where(norm > 0, 1.0)
+    return replace(estimate, gradients={name: scale * gradient for name, gradient in estimate.gradients.items()})

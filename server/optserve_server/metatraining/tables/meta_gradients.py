@@ -13,8 +13,8 @@ class GradientEstimator(Table):
 
     `second_order` keeps ∂∇_t/∂φ, which makes backpropagation exact. `sigma` and `pairs`, for each task, are of the
     evolution strategies; σ goes linearly to `final_sigma` over the outer steps, where that is given. With `unit_norm`
-    the gradient of each group, the tasks of one family in one trajectory, is scaled to norm 1 before the mean, so that
-    no family drowns the others.
+    the gradient of each group, the tasks of one family in one trajectory, is scaled to norm 1 before the mean, and
+    then by the mean weight of the window's steps, so that no family drowns the others.
     """
 
     estimator: Literal["backpropagation", "es", "pes", "nres"] = "backpropagation"
