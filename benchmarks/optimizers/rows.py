@@ -37,9 +37,7 @@ def full(result: EvaluationResult, stress: EvaluationResult, costs: Mapping[str,
 def conditions(stress: EvaluationResult) -> Iterator[str]:
     """What diverged under each condition of the stress suite."""
     learned = names(stress)
-    found = [{**stability.tallies(stress, name), "all": stability.total(stress, name)} for name in learned]
-    rows = ([condition, *(str(one[condition]) for one in found)] for condition in found[0])
-    yield from _table(["condition", *learned], rows)
+    yield from _table(["condition", *learned], stability.by_condition(stress, learned))
 
 
 def ablations(result: EvaluationResult, ablated: Sequence[EvaluationResult]) -> Iterator[str]:

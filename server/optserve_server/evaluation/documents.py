@@ -56,9 +56,7 @@ def _families(result: EvaluationResult, every_horizon: Sequence[str]) -> Iterato
 def _stability(result: EvaluationResult) -> Iterator[str]:
     yield "**Inner loops that diverged**\n"
     everyone = list(dict.fromkeys(one.optimizer for one in result.curves))
-    found = {name: {**stability.tallies(result, name), "all": stability.total(result, name)} for name in everyone}
-    rows = ([condition, *(str(found[name][condition]) for name in everyone)] for condition in found[everyone[0]])
-    yield from _table(("condition", *everyone), rows)
+    yield from _table(("condition", *everyone), stability.by_condition(result, everyone))
 
 
 def _cells(result: EvaluationResult) -> Iterator[str]:

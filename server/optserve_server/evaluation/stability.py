@@ -1,6 +1,6 @@
 """How many inner loops diverged: in all, and under each condition that makes it likely."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from optserve.wire.evaluations import EvaluatedTask, EvaluationResult
@@ -36,6 +36,13 @@ def total(result: EvaluationResult, optimizer: str) -> Tally:
     own = [curves for curves in result.curves if curves.optimizer == optimizer]
     diverged = sum(round(curves.divergence * len(curves.losses)) for curves in own)
     return Tally(sum(len(curves.losses) for curves in own), diverged)
+
+
+def by_condition(result: EvaluationResult, optimizers: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of a table: a condition, and behind it what became of each optimizer; the last row is of all runs."""
+    found = [{**tallies(result, name), "all": total(result, name)} for name in optimizers]
+    for condition in found[0]:
+        yield [condition, *(str(one[condition]) for one in found)]
 
 
 def conditions(task: EvaluatedTask) -> list[str]:

@@ -84,7 +84,6 @@ class TrajectoryPool:
     ) -> None:
         self._recipe = recipe
         self._optimizer = optimizer
-        self._share, self._shares = share, shares
         several = recipe.unroll.trajectories > 1
         self._generators = {
             place: generators.of_place(recipe.seed, place) if several else generators
