@@ -83,7 +83,7 @@ def test_offsets_and_factors_change_what_is_heard_and_not_what_is_true(estimator
     begin = drawn if estimator == "backpropagation" else particles
     truth, losses = listen(begin(parsed), None)
     offsets, factors = torch.tensor([0.0, -1.0, 1.5]), torch.tensor([1.0, 1e-7, 1e7])
-    heard, losses_again = listen(begin(parsed), Told(True, True, offsets, factors))
+    heard, losses_again = listen(begin(parsed), Told(offsets=offsets, factors=factors))
     assert torch.equal(losses, losses_again)
     initial = truth[0].loss
     assert initial is not None
@@ -97,9 +97,23 @@ def test_offsets_and_factors_change_what_is_heard_and_not_what_is_true(estimator
         assert torch.equal(told.horizon, true.horizon)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("estimator", ["backpropagation", "es"])
+def test_while_a_gradient_pauses_it_is_heard_as_0(estimator: str) -> None:
+    parsed = recipe(gradient={"estimator": estimator})
+    begin = drawn if estimator == "backpropagation" else particles
+    truth, losses = listen(begin(parsed), None)
+    heard, losses_again = listen(begin(parsed), Told(pauses=torch.tensor([[0.5, 1.7, 0.3], [1.5, 9.0, 0.3]])))
+    assert torch.equal(losses, losses_again)
+    pauses = [[False, False, False], [True, False, False], [False, True, False]]
+    for true, told, paused in zip(truth, heard, pauses, strict=True):
+        expected = true.gradients.unflatten(0, (-1, TASKS)).clone()
+        expected[:, paused] = 0
+        assert torch.equal(told.gradients, expected.flatten(0, 1))
+
+
 @pytest.mark.parametrize(("loss", "horizon"), [(True, False), (False, True), (False, False)])
 def test_loss_and_horizon_may_be_hidden(loss: bool, horizon: bool) -> None:
-    heard, losses = listen(drawn(recipe()), Told(loss, horizon, torch.zeros(TASKS), torch.ones(TASKS)))
+    heard, losses = listen(drawn(recipe()), Told(loss, horizon))
     assert all((one.loss is not None, one.horizon is not None) == (loss, horizon) for one in heard)
     assert torch.equal(losses, listen(drawn(recipe()), None)[1])
 
@@ -108,7 +122,7 @@ def test_of_a_task_that_is_not_finite_nothing_is_told() -> None:
     """An offset times an infinite f(θ_0) must not get past the guard."""
     group = drawn(recipe())
     group.theta[1] = math.inf
-    told = Told(True, True, torch.tensor([0.0, 0.0, 1.0]), torch.ones(TASKS))
+    told = Told(offsets=torch.tensor([0.0, 0.0, 1.0]))
     heard, _ = listen(group, told, Guard(TASKS, torch.device("cpu")))
     for one in heard:
         assert one.loss is not None
@@ -117,18 +131,30 @@ def test_of_a_task_that_is_not_finite_nothing_is_told() -> None:
 
 
 def test_what_is_asked_for_is_drawn() -> None:
-    def draw(tasks: int = 2000, **shares: float) -> Told | None:
+    def draw(tasks: int = 2000, steps: int = 100, **shares: float) -> Told | None:
         generator = torch.Generator().manual_seed(0)
-        return draw_told(Augmentation(**shares), tasks, generator, generator)
+        return draw_told(Augmentation(**shares), tasks, steps, generator, generator)
 
     assert draw(coordinate_scaling=1.0, task_scaling=1.0) is None
     one = draw(loss_offset=0.25, gradient_scaling=0.5)
     assert one is not None
-    assert (one.loss, one.horizon) == (True, True)
+    assert (one.loss, one.horizon, one.pauses) == (True, True, None)
+    assert one.offsets is not None
+    assert one.factors is not None
     assert (one.offsets != 0).float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert (one.factors != 1).float().mean().item() == pytest.approx(0.5, abs=0.04)
     assert -1 <= one.offsets.min() < -0.9 < 1.9 < one.offsets.max() <= 2
     assert -18 <= one.factors.log().min() < -17 < 17 < one.factors.log().max() <= 18
+    paused = draw(pauses=0.5)
+    assert paused is not None
+    assert (paused.offsets, paused.factors) == (None, None)
+    assert paused.pauses is not None
+    begun, ended = paused.pauses[:, paused.pauses[1] > paused.pauses[0]]
+    assert len(begun) == pytest.approx(1000, abs=80)
+    assert 0 <= begun.min() < 2
+    assert 98 < begun.max() < 100
+    assert 5 <= (ended - begun).min() < 7
+    assert 198 < (ended - begun).max() <= 200
     hidden = [draw(1, hidden_loss=1.0), draw(1, hidden_horizon=1.0)]
     assert [(one.loss, one.horizon) for one in hidden if one] == [(False, True), (True, False)]
 
@@ -147,7 +173,7 @@ def test_the_meta_loss_is_of_the_truth() -> None:
     optimizer, group = parsed.optimizer(), drawn(parsed)
     phi = optimizer.initial_phi(torch.Generator().manual_seed(0))
     factors = torch.tensor([1.0, 1e-3, 50.0])
-    group.told = Told(False, False, torch.full((TASKS,), 2.0), factors)
+    group.told = Told(loss=False, horizon=False, offsets=torch.full((TASKS,), 2.0), factors=factors)
     w, y, theta, state = group.task_data["W"], group.task_data["y"], group.theta, group.state
     for step in range(HORIZON):
         residual = torch.einsum("tij,tj->ti", w, theta) - y

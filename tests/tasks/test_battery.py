@@ -51,6 +51,7 @@ ROWS = {
     "synthetic-mlp": Row("synthetic-mlp", {"label_noise": 0.2, "normalised": True}, 0.1, "scales"),
     "synthetic-rows": Row("synthetic-mlp", {"data": "teacher-classes", "rows": 30}, 0.3, "scales"),
     "synthetic-values": Row("synthetic-mlp", {"data": "teacher-values", "ill_scaling": 0.5}, 0.03, "scales"),
+    "synthetic-correlated": Row("synthetic-mlp", {"correlation": 2.0, "batch_size": 32}, 0.03, "scales"),
     "synthetic-autoencoder": Row("synthetic-mlp", {"data": "autoencoder", "activation": "silu"}, 0.3, "scales"),
     "patterns-conv": Row("patterns-conv", {"activation": "tanh", "batch_size": 32}, 0.3, "patterns"),
     "echo-rnn": Row("echo-rnn", {"length": 4, "hidden_size": 6, "batch_size": 16}, 0.3, "echoes"),

@@ -99,10 +99,10 @@ def draw_trajectory(
         share.drawn(generators.host) if count else share for share, count in zip(recipe.tasks, counts, strict=True)
     ]
     groups = draw_groups(shares, counts, optimizer, generators.device, "train")
+    horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
     for group in groups:
         reparametrise(group, recipe.augmentation, generators.device)
-        group.told = draw_told(recipe.augmentation, group.tasks, generators.host, generators.device)
-    horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
+        group.told = draw_told(recipe.augmentation, group.tasks, horizon, generators.host, generators.device)
     return Trajectory(groups, horizon, horizon)
 
 

@@ -190,7 +190,7 @@ def _observations(
 
     told = group.told
     if told is not None:
-        gradients = told.gradients(gradients)
+        gradients = told.gradients(gradients, clock)
     if group.in_one_row:
         theta = shown(group.theta).flatten() if "parameters" in optimizer.uses else None
         return Observations(gradients.flatten(), clock, theta)

@@ -30,9 +30,10 @@ class SyntheticMLP:
 
     `clusters`: classes lie around normal centres, `teacher-classes` and `teacher-values`: what the largest output, or
     the outputs, of a random perceptron are; `autoencoder`: the inputs themselves, made of a few hidden numbers. How far
-    clusters are apart, how steep a teacher is, how noisy, and how sparse the inputs are, is drawn for each task;
-    features are multiplied by factors whose logarithm has the deviation `ill_scaling`. With `rows`, a task has so many
-    rows and no more, else there are new ones at every step. Up to the share `label_noise` of classes are wrong.
+    clusters are apart, how steep a teacher is, how noisy, and how sparse the inputs are, is drawn for each task.
+    Features are correlated: mixed by a matrix whose singular values spread over up to `correlation` decades. Then they
+    are multiplied by factors whose logarithm has the deviation `ill_scaling`. With `rows`, a task has so many rows and
+    no more, else there are new ones at every step. Up to the share `label_noise` of classes are wrong.
     """
 
     name: ClassVar[str] = "synthetic-mlp"
@@ -50,6 +51,7 @@ class SyntheticMLP:
     batch_size: BatchSize = 16
     rows: Annotated[int, Ge(0), Le(10_000)] = 0
     initial_scale: InitialScale = 1.0
+    correlation: Annotated[float, Ge(0), Le(5)] = 0.0
     ill_scaling: Annotated[float, Ge(0), Le(5)] = 0.0
     label_noise: Share = 0.0
 
@@ -111,6 +113,8 @@ class SyntheticMLP:
             "noise": torch.where(uniform(0, 1) < 0.5, torch.exp(uniform(-5, -0.5)), 0.0),
             "wrong": self.label_noise * uniform(0, 1),
         }
+        if self.correlation:
+            source["mixing"] = _mixing(normal(2, self.features, self.features), self.correlation * uniform(0, 1))
         if self.data == "clusters":
             return source | {"centres": torch.exp(uniform(-1, 1)) * normal(self.outputs, self.features)}
         if self.data == "autoencoder":
@@ -132,9 +136,9 @@ class SyntheticMLP:
 
         points, targets = self._points(generator, source, normal(self.features), normal(_LATENT_SIZE))
         points = torch.where(uniform(self.features) < source["present"], points, 0.0)
+        inputs = source["scales"] * (points @ source["mixing"] if self.correlation else points)
         if self.data == "autoencoder":
-            scaled = source["scales"] * points
-            return {"inputs": scaled, "targets": scaled}
+            return {"inputs": inputs, "targets": inputs}
         if self.data != "clusters":
             values = torch.tanh(points @ source["first"]) @ source["second"]
             values = values + source["noise"] * normal(self.outputs)
@@ -142,7 +146,7 @@ class SyntheticMLP:
         if self.label_noise and self.has_classes:
             others = torch.randint(self.outputs, (tasks, rows), generator=generator, device=generator.device)
             targets = torch.where(uniform(1)[:, :, 0] < source["wrong"][:, :, 0], others, targets)
-        return {"inputs": source["scales"] * points, "targets": targets}
+        return {"inputs": inputs, "targets": targets}
 
     def _points(
         self, generator: torch.Generator, source: TaskData, normal: Tensor, latent: Tensor
@@ -155,6 +159,18 @@ class SyntheticMLP:
         labels = torch.randint(self.outputs, normal.shape[:2], generator=generator, device=generator.device)
         tasks_of = torch.arange(len(labels), device=generator.device)[:, None]
         return normal + source["centres"][tasks_of, labels], labels
+
+
+def _mixing(normal: Tensor, decades: Tensor) -> Tensor:
+    """Random matrices `[tasks, n, n]` with columns of norm 1, from normal numbers `[tasks, 2, n, n]`.
+
+    Before its columns are made equally long, the singular values of one fall over so many `decades`, `[tasks, 1, 1]`.
+    """
+    axes: Tensor = torch.linalg.qr(normal).Q
+    first, second = axes.unbind(1)
+    falling = 10 ** (-decades * torch.linspace(0, 1, first.shape[1], device=normal.device))
+    mixed = (first * falling) @ second
+    return mixed / mixed.square().sum(dim=1, keepdim=True).sqrt()
 
 
 def _chosen(generator: torch.Generator, data: TaskData, tasks: int, count: int) -> Batch:

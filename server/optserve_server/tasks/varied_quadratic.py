@@ -16,7 +16,8 @@ class VariedQuadratic:
 
     The condition number of H is log-uniform from 1 to 10⁴, its eigenvalues are spread evenly or unevenly between, along
     random axes or, in a third of the tasks, along the coordinates; s is log-uniform from 10⁻⁴ to 10⁴; ν is 0 for half
-    of the tasks, else log-uniform from 0.01 to 1.
+    of the tasks, else log-uniform from 0.01 to 1. In half of the tasks c is the farther away the flatter an axis is,
+    ∝ λ^−p with p from 0 to ½, as least squares are.
     """
 
     name: ClassVar[str] = "varied-quadratic"
@@ -42,11 +43,13 @@ class VariedQuadratic:
         axes, _ = torch.linalg.qr(torch.randn(tasks, d, d, generator=generator, device=device))
         axes = torch.where(uniform(0, 1, 1, 1) < 1 / 3, torch.eye(d, device=device), axes)
         places = torch.linspace(0, 1, d, device=device) ** torch.exp(uniform(-1.5, 1.5, 1))
-        scale = 10 ** uniform(-4, 4, 1)
+        scale, spectrum = 10 ** uniform(-4, 4, 1), 10 ** (-uniform(0, 4, 1) * places)
+        power = uniform(-0.5, 0.5, 1).clamp(min=0)
+        away = spectrum**-power * torch.randn(tasks, d, generator=generator, device=device)
         return {
             "axes": axes,
-            "eigenvalues": scale * 10 ** (-uniform(0, 4, 1) * places),
-            "minimum": in_half(torch.randn(tasks, d, generator=generator, device=device), split),
+            "eigenvalues": scale * spectrum,
+            "minimum": in_half((away.unsqueeze(1) @ axes).squeeze(1), split),
             "noise": torch.where(uniform(0, 1, 1) < 0.5, 10 ** uniform(-2, 0, 1), 0.0),
         }
 

@@ -95,7 +95,8 @@ class Augmentation(Table):
 
     What the optimizer is told, but not what it is judged by: in the share `hidden_loss` of the trajectories no loss,
     and in `hidden_horizon` no T; in the share `loss_offset` of the tasks the loss plus a constant, U[−1, 2] times
-    |f(θ_0)|; in the share `gradient_scaling` ∇_t times a constant, whose logarithm is U[−18, 18].
+    |f(θ_0)|; in the share `gradient_scaling` ∇_t times a constant, whose logarithm is U[−18, 18]; in the share `pauses`
+    ∇_t = 0 for U[5, 200] steps, that begin anywhere.
     """
 
     coordinate_scaling: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -105,3 +106,4 @@ class Augmentation(Table):
     hidden_horizon: Share = 0.0
     loss_offset: Share = 0.0
     gradient_scaling: Share = 0.0
+    pauses: Share = 0.0
