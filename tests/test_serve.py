@@ -44,7 +44,7 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
     assert log.index('"event": "draining"') < log.index('"event": "stopped"')
     for told in (
         f"{server.url}/docs",
-        "default optimizer  rnnprop",
+        "default optimizer  hierarchical",
         "kernel             numba for lstm, rnnprop; torch for all others",
         str(server.data_dir),
     ):
@@ -52,10 +52,10 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
 
 
 def test_a_default_optimizer_that_is_none_and_a_directory_that_is_none_are_named(run, tmp_path):
-    result = run("serve", "--port", "0", "--workers", "0", "--default-optimizer", "rnprop")
+    result = run("serve", "--port", "0", "--workers", "0", "--default-optimizer", "hierarchial")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--default-optimizer" in result.stderr
-    assert "did you mean 'rnnprop'" in result.stderr
+    assert "did you mean 'hierarchical'" in result.stderr
     (tmp_path / "file").touch()
     result = run("serve", "--port", "0", "--data-dir", "file")
     assert result.returncode == 2

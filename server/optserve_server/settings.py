@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """Where the server keeps what is not in the database."""
     database_url: str = ""
     """`sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`; empty, an SQLite file in `data_dir`."""
-    default_optimizer: str = "rnnprop"
+    default_optimizer: str = "hierarchical"
     """What a session gets that names no optimizer."""
     insecure: bool = False
     """Serve everybody who reaches the server as long as there is no API key, other machines too."""

@@ -12,7 +12,7 @@ def test_the_learned_optimizer_ends_below_tuned_adam_and_sgd(optserve_command: s
     command = [optserve_command, "demo", "--seeds", "3", "--output", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r"│ (rnnprop|Adam|SGD)[^│]*│([^│]*)│([^│]*)│([^│]*)│", result.stdout)
+    rows = re.findall(r"│ (hierarchical|Adam|SGD)[^│]*│([^│]*)│([^│]*)│([^│]*)│", result.stdout)
     final = {name: float(last) for name, _, _, last in rows}
-    assert final["rnnprop"] < final["Adam"] < final["SGD"]
+    assert final["hierarchical"] < final["Adam"] < final["SGD"]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -14,8 +14,8 @@ FILES = sorted(recipes_directory().glob("*.safetensors"))
 EVERY = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
-def test_two_learned_optimizers_ship() -> None:
-    assert {file.stem for file in FILES} == {"lstm-quadratic", "rnnprop-digits"}
+def test_three_learned_optimizers_ship() -> None:
+    assert {file.stem for file in FILES} == {"hierarchical", "lstm-quadratic", "rnnprop-digits"}
 
 
 @pytest.mark.parametrize("file", sorted(recipes_directory().glob("*.toml")), ids=lambda file: file.stem)

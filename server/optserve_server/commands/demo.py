@@ -7,7 +7,7 @@ import typer
 
 
 def demo(
-    optimizer: Annotated[str, typer.Option(help="The served optimizer: NAME, NAME@7 or NAME@ALIAS.")] = "rnnprop",
+    optimizer: Annotated[str, typer.Option(help="The served optimizer: NAME, NAME@7 or NAME@ALIAS.")] = "hierarchical",
     steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with other initial values and minibatches.")] = 5,
     output: Annotated[Path, typer.Option(help="Folder for the picture, loss.png.")] = Path("demo"),
@@ -33,7 +33,7 @@ def demo(
         task = bar.add_task("training", total=1 + 2 * len(LEARNING_RATES))
         learned = train(
             f"{optimizer}, untuned",
-            lambda model: RemoteOptimizer(model.parameters(), optimizer, url),
+            lambda model: RemoteOptimizer(model.parameters(), optimizer, url, horizon=steps),
             steps=steps,
             seeds=numbers,
         )

@@ -32,7 +32,7 @@ def serve(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data is kept.  [default: optserve-data]")] = None,
     default_optimizer: Annotated[
-        str | None, typer.Option(help="What sessions get that name no optimizer.  [default: rnnprop]")
+        str | None, typer.Option(help="What sessions get that name no optimizer.  [default: hierarchical]")
     ] = None,
     state_memory: Annotated[
         str | None, typer.Option(help="The most memory for hidden states, as 8GiB.  [default: half of the machine's]")

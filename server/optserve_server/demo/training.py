@@ -50,9 +50,10 @@ def train(label: str, make_optimizer: MakeOptimizer, *, steps: int, seeds: Seque
             losses[row, step] = _loss(model, images, labels)
             batch = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
             start = time.perf_counter()
-            optimizer.step()
+            optimizer.step(loss.item)
             seconds += time.perf_counter() - start
         losses[row, steps] = _loss(model, images, labels)
         right += (model(unseen_images).argmax(dim=1) == unseen_labels).float().mean().item()
