@@ -45,7 +45,7 @@ def test_a_server_says_where_it_is_and_stops_at_a_signal(start_server):
     for told in (
         f"{server.url}/docs",
         "default optimizer  hierarchical",
-        "kernel             numba for lstm, rnnprop; torch for all others",
+        "kernel             numba for lstm, rnnprop, hierarchical; torch for all others",
         str(server.data_dir),
     ):
         assert told in server.banner

@@ -37,8 +37,8 @@ from optserve_server.api.periodic import Periodic
 from optserve_server.api.traffic import Drain, Traffic
 from optserve_server.api.versions import VersionCache
 from optserve_server.machine import memory_bytes
-from optserve_server.optimizers.fused import compile_kernels
 from optserve_server.optimizers.kernels.guard import compile_guard
+from optserve_server.optimizers.serving import compile_served
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
 from optserve_server.sessions.pages import StateMemory
@@ -80,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bodies = bodies = BodyMemory(settings.body_memory or memory_bytes() // 4)
     app.state.drain = drain = Drain()
     log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
-    compile_kernels()
+    compile_served()
     compile_guard()
     versioned = APIRouter(prefix=API_PREFIX)
     for resource in (

@@ -249,7 +249,7 @@ def _begin(settings: "Settings", listening: socket.socket) -> None:
 
 def _greet(settings: "Settings", listening: socket.socket) -> None:
     import optserve
-    from optserve_server.optimizers.fused import FUSED
+    from optserve_server.optimizers.serving import IN_NUMBA
 
     if settings.uds is not None:
         url, docs = f"unix://{settings.uds.absolute()}", "/docs on that socket"
@@ -261,7 +261,7 @@ def _greet(settings: "Settings", listening: socket.socket) -> None:
         f"optserve {optserve.__version__} serves at {url}\n"
         f"  documentation      {docs}\n"
         f"  default optimizer  {settings.default_optimizer}\n"
-        f"  kernel             numba for {', '.join(FUSED)}; torch for all others\n"
+        f"  kernel             numba for {', '.join(IN_NUMBA)}; torch for all others\n"
         f"  workers            {settings.workers or 'none; `optserve worker` starts one'}\n"
         f"  data               {settings.data_dir.absolute()}\n"
         "Stop it with Ctrl-C."

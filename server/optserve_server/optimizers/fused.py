@@ -1,8 +1,8 @@
 """The optimizers that have a kernel on the CPU, as the networks that it steps."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -39,11 +39,14 @@ __all__ = [
     "compile_kernels",
     "corrections_of",
     "corrects",
+    "packed",
     "step_fused",
 ]
 
 KERNEL_VERSION = 1
 """Goes up with every change of the kernels that changes a bit of an update: journals name it."""
+
+Packed = TypeVar("Packed")
 
 _BLOCKS_A_CORE = 16  # with fewer, handing a step over to another core costs more than it saves
 _CHUNKS = 64  # at most so many, in which the derivative is summed: enough for any number of cores
@@ -89,20 +92,26 @@ class FixedPhi(dict[str, Tensor]):
 
     def __init__(self, phi: Phi) -> None:
         super().__init__(phi)
-        self._networks: dict[Optimizer, Network] = {}
+        self._packed: dict[Hashable, Any] = {}
 
-    def network(self, optimizer: Any) -> Network:
-        """The network of an optimizer with these weights."""
-        if optimizer not in self._networks:
-            self._networks[optimizer] = FUSED[optimizer.kind](optimizer, self)
-        return self._networks[optimizer]
+    def packed(self, pack: Callable[..., Packed], *arguments: Hashable) -> Packed:
+        """`pack(*arguments, φ)`."""
+        key = (pack, *arguments)
+        if key not in self._packed:
+            self._packed[key] = pack(*arguments, self)
+        return cast(Packed, self._packed[key])
+
+
+def packed(phi: Phi, pack: Callable[..., Packed], *arguments: Hashable) -> Packed:
+    """`pack(*arguments, φ)`, what a kernel makes of φ, from memory where φ never changes."""
+    return phi.packed(pack, *arguments) if isinstance(phi, FixedPhi) else pack(*arguments, phi)
 
 
 def step_fused(optimizer: Any, phi: Phi, arena: Tensor, numbers: Tensor, observations: Observations) -> Updates:
     """`optimizer.step` on the pages `numbers` of `arena` `[capacity, features, 256]`, in place."""
     gradients = observations.gradients.numpy()
     updates = torch.empty_like(observations.gradients)
-    network = phi.network(optimizer) if isinstance(phi, FixedPhi) else FUSED[optimizer.kind](optimizer, phi)
+    network = packed(phi, FUSED[optimizer.kind], optimizer)
     corrections = gradients
     if corrects(optimizer):
         corrections = np.ascontiguousarray(corrections_of(optimizer, observations))

@@ -10,14 +10,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from optserve_server.optimizers.base import HiddenState, Observations, Optimizer, Phi, Shapes, Updates, sizes
+from optserve_server.optimizers.base import (
+    HiddenState,
+    Observations,
+    Optimizer,
+    Phi,
+    Shapes,
+    Updates,
+    initial_state,
+    sizes,
+)
 from optserve_server.optimizers.cores import share_out, torch_on_one_core
+from optserve_server.optimizers.fused import packed
 from optserve_server.optimizers.hierarchical import Hierarchical
 from optserve_server.optimizers.kernels import hierarchical as kernel
 from optserve_server.optimizers.kernels.hierarchy import FACTORS, SUMS, Observed, State, Weights, Work
 from optserve_server.optimizers.kernels.networks import Float32s, multiple
 from optserve_server.optimizers.kernels.products import ROWS
 from optserve_server.optimizers.kernels.vectors import LANES
+
+HIERARCHY_VERSION = 1
+"""Goes up with every change of the kernel that changes a bit of an update: journals name it."""
 
 CHUNK = 4096
 """Coordinates of a chunk, at most: the order of all sums follows from the shapes alone."""
@@ -92,6 +105,30 @@ def fits_hierarchy(optimizer: Optimizer, phi: Phi, state: HiddenState) -> bool:
     )
 
 
+def step_hierarchy(phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
+    """`Hierarchical.step` of one inner loop on one core, float32: the coordinates in place, the arrays anew."""
+    updates = torch.empty_like(observations.gradients)
+    after = HiddenState(state.coordinates, {name: array.clone() for name, array in state.arrays.items()})
+    arrays = {name: array.numpy()[np.newaxis] for name, array in after.arrays.items()}
+    seen = Observed(*(_one_loop(each) for each in (observations.gradients, observations.loss, observations.horizon)))
+    work = _make_work(1, observations.shapes, phi["coordinates.0.bias"].shape[-1])
+    kernel.step_loops(
+        packed(phi, pack_phi),
+        State(after.coordinates.numpy()[np.newaxis], **arrays),
+        *(seen, work),
+        *(0, 1),
+        updates.numpy()[np.newaxis],
+    )
+    return updates, after
+
+
+def compile_hierarchy() -> None:
+    """Compile what serves, or read it from the cache: seconds the first time on a machine, then 0.1 s."""
+    optimizer, shapes = Hierarchical(hidden_size=1, scheduler_size=1), ((1,),)
+    phi = optimizer.initial_phi(torch.Generator())
+    step_hierarchy(phi, Observations(torch.zeros(1), torch.zeros(1), shapes=shapes), initial_state(optimizer, shapes))
+
+
 class HierarchicalStepper:
     """Steps some inner loops by the kernel, without a graph; `phi` is `[loops, …]`, or one φ for all of them.
 
@@ -147,6 +184,10 @@ class HierarchicalStepper:
 def _copied(state: HiddenState) -> HiddenState:
     arrays = {name: array.clone(memory_format=torch.contiguous_format) for name, array in state.arrays.items()}
     return HiddenState(state.coordinates.clone(memory_format=torch.contiguous_format), arrays)
+
+
+def _one_loop(numbers: Tensor | None) -> Float32s:
+    return np.zeros(0, np.float32) if numbers is None else numbers.numpy()[np.newaxis]
 
 
 def _observed(observations: Observations) -> Observed:

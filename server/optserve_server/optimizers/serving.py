@@ -1,8 +1,8 @@
-"""Serving an optimizer on pages: the hidden states of any sessions, stepped in place in one arena.
+"""Serving an optimizer: a coordinatewise one on pages of any sessions, in place; any other a session at a time.
 
 A page is 256 coordinates, feature-major: `[features, 256]`. Every page is stepped by the same operations whatever else
-is in the batch, so that its result depends on nothing but itself. The recurrent optimizers have a kernel of their own;
-all others run their torch module, on small groups of pages that stay in the cache.
+is in the batch, so that its result depends on nothing but itself. The recurrent optimizers and `hierarchical` have
+kernels of their own; all others run their torch module, pages in small groups that stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from optserve_server.optimizers.base import PAGE, HiddenState, Observations, Optimizer, Phi, Updates
-from optserve_server.optimizers.fused import FUSED, KERNEL_VERSION, step_fused
+from optserve_server.optimizers.fused import FUSED, KERNEL_VERSION, compile_kernels, step_fused
+from optserve_server.optimizers.fused_hierarchy import HIERARCHY_VERSION, compile_hierarchy, step_hierarchy
+from optserve_server.optimizers.hierarchical import Hierarchical
+
+IN_NUMBA = {**dict.fromkeys(FUSED, KERNEL_VERSION), Hierarchical.kind: HIERARCHY_VERSION}
+"""The kinds that have a kernel, and its version."""
 
 _GROUP_BYTES = 1 << 19  # of hidden state; measured best between 2^18 and 2^20 on 2 MB of second-level cache
 
@@ -24,13 +29,29 @@ def pages_for(coordinates: int) -> int:
 
 def kernel_name(kind: str) -> str:
     """What steps the pages of an optimizer of this kind: `numba` or `torch`."""
-    return "numba" if kind in FUSED else "torch"
+    return "numba" if kind in IN_NUMBA else "torch"
 
 
 def kernel_identity(kind: str) -> str:
     """Names whose bits the updates of an optimizer of this kind have on this machine: two of one name give the same."""
     torch_here = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
-    return f"numba {numba.__version__} kernel {KERNEL_VERSION}, {torch_here}" if kind in FUSED else torch_here
+    return f"numba {numba.__version__} kernel {IN_NUMBA[kind]}, {torch_here}" if kind in IN_NUMBA else torch_here
+
+
+def compile_served() -> None:
+    """Compile all that serves, or read it from the cache: seconds the first time on a machine, then 0.2 s."""
+    compile_kernels()
+    compile_hierarchy()
+
+
+def step_session(
+    optimizer: Optimizer, phi: Phi, observations: Observations, state: HiddenState
+) -> tuple[Updates, HiddenState]:
+    """`optimizer.step` of all tensors of a session, `[n]`, float32 on the CPU. It may change `state.coordinates`."""
+    if optimizer.kind == Hierarchical.kind:
+        return step_hierarchy(phi, observations, state)
+    with torch.no_grad():
+        return optimizer.step(phi, observations, state)
 
 
 def step_pages(

@@ -13,7 +13,7 @@ from optserve.wire.guard import GuardNote
 from optserve_server.optimizers import Observations, Optimizer, Updates
 from optserve_server.optimizers.base import PAGE
 from optserve_server.optimizers.guard import GUARD_VERSION
-from optserve_server.optimizers.serving import kernel_identity
+from optserve_server.optimizers.serving import kernel_identity, kernel_name
 from optserve_server.sessions.errors import (
     HyperparametersInvalid,
     ParametersNeeded,
@@ -34,7 +34,7 @@ INLINE_COORDINATES = 2048
 step of a cheap optimizer; the dearest takes about 3 ms for as many coordinates."""
 
 INLINE_TENSORS = 16
-"""Up to here the same where the optimizer is not coordinatewise: each tensor costs such a step some 0.1 ms."""
+"""Up to here the same where a torch module steps the session as a whole: each tensor costs it some 0.1 ms."""
 
 
 class Awake:
@@ -130,7 +130,8 @@ class Awake:
     @property
     def is_small(self) -> bool:
         """Whether its work is so short that it is done on the event loop."""
-        few = self.optimizer.coordinatewise or len(self.layout.parameters) <= INLINE_TENSORS
+        by_module = not self.optimizer.coordinatewise and kernel_name(self.optimizer.kind) == "torch"
+        few = not by_module or len(self.layout.parameters) <= INLINE_TENSORS
         return few and self.layout.coordinates <= INLINE_COORDINATES
 
     # --- steps --------------------------------------------------------------------------------------------------------

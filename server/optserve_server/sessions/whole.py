@@ -1,7 +1,7 @@
 """A step of a session as a whole, for the optimizers that are not coordinatewise: all its tensors at once.
 
 They keep arrays beside the pages, for each parameter tensor and for the session. One session is stepped at a time, by
-one thread and out of place, so that no bit depends on what else the server does.
+one thread, so that no bit depends on what else the server does.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from optserve_server.optimizers import HiddenState, Observations, Optimizer, Phi, Updates
 from optserve_server.optimizers.base import PAGE, array_sizes
+from optserve_server.optimizers.serving import kernel_name, step_session
 from optserve_server.sessions.layout import Layout, Selection
 from optserve_server.sessions.pages import Arena
 
 Arrays = dict[str, Tensor]
 """By name: `[rows, Σ size]`, float32, each parameter's columns in declared order; or `[rows, 1]` of the session."""
 
-_SCRATCH_BYTES = 256  # that a step takes for each coordinate while it lasts; a test measures it
+_SCRATCH_BYTES = {"numba": 64, "torch": 256}  # for each coordinate while a step lasts; a test measures it
 _FREE_SCRATCH_BYTES = 1 << 20  # not counted, for no more sessions are stepped at once than there are cores
 
 
@@ -45,7 +46,7 @@ class ArrayLayout:
         """What a step takes while it lasts, beside gradients and updates."""
         if self.optimizer.coordinatewise:
             return 0
-        return max(0, self.layout.coordinates * _SCRATCH_BYTES - _FREE_SCRATCH_BYTES)
+        return max(0, self.layout.coordinates * _SCRATCH_BYTES[kernel_name(self.optimizer.kind)] - _FREE_SCRATCH_BYTES)
 
     def initial(self) -> Arrays:
         """The arrays of h_0 = 0."""
@@ -95,10 +96,11 @@ def step_whole(
     if selection.parameters:
         coordinates = torch.empty(arena.features, layout.coordinates)
         arena.read_into(page_numbers, coordinates.numpy())
-        before = HiddenState(coordinates[:, places], arrays_layout.of(arrays, selection))
-        with torch.no_grad():
-            updates[places], after = arrays_layout.optimizer.step(phi, _flat(observations, places, selection), before)
-        coordinates[:, places] = after.coordinates
+        chosen = coordinates if active is None else coordinates[:, places]
+        before, seen = HiddenState(chosen, arrays_layout.of(arrays, selection)), _flat(observations, places, selection)
+        updates[places], after = step_session(arrays_layout.optimizer, phi, seen, before)
+        if after.coordinates is not coordinates:
+            coordinates[:, places] = after.coordinates
         arena.write(page_numbers, coordinates.numpy())
         arrays = arrays_layout.replaced(arrays, after.arrays, selection)
     return updates.view(-1, PAGE), arrays
