@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture serve bench reproduce tables lint scan audit fuzz format constraints venv clean
+.PHONY: help demo test torture serve bench reproduce champion tables lint scan audit fuzz format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -31,6 +31,11 @@ bench: $(VENV)/bench.stamp ## Run every benchmark, into benchmarks/results/
 
 reproduce: $(VENV)/dev.stamp ## Meta-train and evaluate as in the 2016 paper, and write docs/reproduction.md
 	@$(BIN)/python -m benchmarks.reproduction
+
+champion: $(VENV)/dev.stamp ## Meta-train the default optimizer again, compare every bit of it, and write the tables: two hours
+	@$(BIN)/optserve metatrain recipes/hierarchical.toml --local --threads 2 --output champion/hierarchical.safetensors
+	@$(BIN)/python -m benchmarks.optimizers.same champion/hierarchical.safetensors recipes/hierarchical.safetensors
+	@$(MAKE) --no-print-directory tables
 
 tables: $(VENV)/dev.stamp ## Evaluate the optimizers, and write the tables of README.md and docs/optimizers.md
 	@$(BIN)/python -m benchmarks.optimizers.steps
@@ -68,7 +73,7 @@ constraints: $(VENV)/dev.stamp ## Write the versions of all packages in .venv in
 venv: $(VENV)/dev.stamp ## Make .venv, with everything that development needs
 
 clean: ## Remove .venv, caches and what commands wrote
-	@rm -rf $(VENV) dist demo reproduction .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) dist demo champion reproduction .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find client server tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `server`, `dev` and `bench` are extras in pyproject.toml. A machine with a GPU takes the newest torch instead of the pinned one.

@@ -37,6 +37,22 @@ weights = "other.safetensors"
 """
 
 
+def test_another_phi_is_told_apart_by_the_smallest_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make champion` ends with."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.optimizers.same import differences
+
+    phi = build({"kind": "small_fc"}).initial_phi(torch.Generator().manual_seed(0))
+    name = min(phi)
+    assert differences(phi, {key: value.clone() for key, value in phi.items()}) == []
+    changed = torch.nextafter(phi[name], phi[name] + 1)
+    (line,) = differences(phi, {**phi, name: changed})
+    assert line.startswith(f"{name} differs by up to ")
+    assert differences(phi, {**phi, "more": changed}) == ["more is in one of them only"]
+    (line,) = differences(phi, {**phi, name: changed.flatten()[:1]})
+    assert line.endswith(" in the other")
+
+
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT))

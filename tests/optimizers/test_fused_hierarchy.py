@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from optserve_server import optimizers
-from optserve_server.optimizers import HiddenState, Observations, Optimizer, Shapes, initial_state
+from optserve_server.optimizers import HiddenState, Observations, Optimizer, Shapes, initial_state, serving
+from optserve_server.optimizers.fused import FixedPhi
 from optserve_server.optimizers.fused_hierarchy import CHUNK, HierarchicalStepper
 from optserve_server.optimizers.steppers import ModuleStepper, stepper
 
@@ -230,3 +231,33 @@ def test_the_kernel_is_chosen_where_it_can_be(kind: str, dtype: torch.dtype, gra
     state = initial_state(optimizer, SHAPES, (LOOPS,), like=torch.empty(0, dtype=dtype))
     with torch.set_grad_enabled(graph):
         assert type(stepper(optimizer, phi, state, 1, second_order=False)) is expected
+
+
+@pytest.mark.parametrize(("loss", "horizon"), [(True, 150.0), (False, None)])
+def test_sessions_are_stepped_by_the_kernel(loss: bool, horizon: float | None) -> None:
+    """With the bits of a loop among others, whether φ is packed anew for each step or once."""
+    assert serving.kernel_name("hierarchical") == "numba"
+    optimizer, phi = build({}, None)
+    observations = observe(5, loops=1, loss=loss, horizon=horizon)
+    updates, end = follow(phi, start(optimizer, loops=1), observations)
+    for served in (phi, FixedPhi(phi)):
+        state = only(start(optimizer, loops=1))
+        for step, observed in enumerate(observations):
+            before = {name: array.clone() for name, array in state.arrays.items()}
+            seen = Observations(
+                observed.gradients[0],
+                observed.clock,
+                None,
+                *(None if each is None else each[0] for each in (observed.loss, observed.horizon)),
+                observed.shapes,
+            )
+            taken, after = serving.step_session(optimizer, served, seen, state)
+            assert torch.equal(taken, updates[step, 0])
+            assert all(torch.equal(array, before[name]) for name, array in state.arrays.items())
+            state = after
+        assert same((taken, state), (updates[-1, 0], only(end)))
+
+
+def only(state: HiddenState) -> HiddenState:
+    """Of one loop, without that dimension."""
+    return HiddenState(state.coordinates[0], {name: array[0] for name, array in state.arrays.items()})
