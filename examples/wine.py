@@ -23,7 +23,7 @@ def main() -> None:
     train, test = order[:120], order[120:]
 
     model = nn.Sequential(nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 3))
-    optimizer = RemoteOptimizer(model.parameters(), sys.argv[1] if len(sys.argv) > 1 else None)
+    optimizer = RemoteOptimizer(model.parameters(), sys.argv[1] if len(sys.argv) > 1 else None, horizon=STEPS)
     for step in range(STEPS):
         batch = train[torch.randint(len(train), (BATCH_SIZE,))]
         loss = nn.functional.cross_entropy(model(features[batch]), labels[batch])

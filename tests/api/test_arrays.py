@@ -10,6 +10,7 @@ from safetensors.numpy import load
 from optserve.wire import tensors
 from optserve_server.optimizers import Observations, initial_state
 from optserve_server.optimizers.guard import ACCEPTED, LEVEL, MAGNITUDE, REASON, RUN_ROWS, TENSOR_ROWS
+from optserve_server.optimizers.serving import step_session
 
 SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "scale": (), "kernel": (4, 3, 2)}
 LARGE = {"w": (60, 100), "b": (100,), "v": (70, 50)}  # several pages, and a thread
@@ -18,7 +19,7 @@ KINDS = pytest.mark.parametrize("kind", ["hierarchical", "small_fc"])
 
 
 class Reference:
-    """The optimizer itself, parameter by parameter: `clocks` and arrays of those that are skipped stand still."""
+    """What steps the optimizer, parameter by parameter: `clocks` and arrays of those that are skipped stand still."""
 
     def __init__(self, optimizer, phi, shapes, horizon=None):
         self.optimizer, self.phi, self.shapes, self.horizon = optimizer, phi, shapes, horizon
@@ -40,7 +41,7 @@ class Reference:
             horizon=None if self.horizon is None else torch.tensor(float(self.horizon)),
             shapes=tuple(self.shapes[name] for name in names),
         )
-        updates, after = self.optimizer.step(self.phi, observations, before)
+        updates, after = step_session(self.optimizer, self.phi, observations, before)
         for array in own:
             sizes = [self.arrays[name][array].shape[1] for name in names]
             for name, part in zip(names, after.arrays[array].split(sizes, -1), strict=True):
