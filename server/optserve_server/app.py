@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.accounts = accounts = Accounts(app.state.database)
     app.state.bodies = bodies = BodyMemory(settings.body_memory or memory_bytes() // 4)
     app.state.drain = drain = Drain()
-    log.info("loading the kernels; on their first use on a machine they are compiled, which takes some seconds")
+    log.info("loading the kernels; on their first use on a machine they are compiled, which takes half a minute or more")
     compile_served()
     compile_guard()
     versioned = APIRouter(prefix=API_PREFIX)

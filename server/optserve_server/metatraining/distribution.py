@@ -99,10 +99,17 @@ def draw_trajectory(
         share.drawn(generators.host) if count else share for share, count in zip(recipe.tasks, counts, strict=True)
     ]
     groups = draw_groups(shares, counts, optimizer, generators.device, "train")
-    horizon = _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
+
+    def draw_horizon() -> int:
+        return _draw_horizon(recipe.unroll.steps, longest or recipe.unroll.longest, generators.host)
+
+    # Pauses begin anywhere before T. Without them T is drawn last, as it was before there were any: a recipe that has
+    # made a φ makes it again.
+    horizon = draw_horizon() if recipe.augmentation.pauses else None
     for group in groups:
         reparametrise(group, recipe.augmentation, generators.device)
-        group.told = draw_told(recipe.augmentation, group.tasks, horizon, generators.host, generators.device)
+        group.told = draw_told(recipe.augmentation, group.tasks, horizon or 0, generators.host, generators.device)
+    horizon = horizon or draw_horizon()
     return Trajectory(groups, horizon, horizon)
 
 
