@@ -30,5 +30,5 @@ USER optserve
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"OPTSERVE_PORT\"]}/healthz', timeout=3)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"OPTSERVE_PORT\"]}/healthz', timeout=3)"]
 CMD ["optserve", "serve"]

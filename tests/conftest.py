@@ -26,7 +26,7 @@ from optserve_server.registry.models import Evaluation, now
 torch.set_num_threads(1)
 
 OPTSERVE = str(Path(sys.executable).with_name("optserve"))
-START_SECONDS = 60
+START_SECONDS = 180  # the first time on a machine kernels are compiled
 BANNER_LINES = 7
 
 

@@ -48,6 +48,8 @@ def test_another_phi_is_told_apart_by_the_smallest_bit(monkeypatch: pytest.Monke
     changed = torch.nextafter(phi[name], phi[name] + 1)
     (line,) = differences(phi, {**phi, name: changed})
     assert line.startswith(f"{name} differs by up to ")
+    zeros = torch.zeros_like(phi[name])
+    assert differences({name: zeros}, {name: -zeros}) == [f"{name} differs by up to 0.0e+00"]
     assert differences(phi, {**phi, "more": changed}) == ["more is in one of them only"]
     (line,) = differences(phi, {**phi, name: changed.flatten()[:1]})
     assert line.endswith(" in the other")

@@ -37,7 +37,6 @@ from optserve_server.api.periodic import Periodic
 from optserve_server.api.traffic import Drain, Traffic
 from optserve_server.api.versions import VersionCache
 from optserve_server.machine import memory_bytes
-from optserve_server.optimizers.kernels.guard import compile_guard
 from optserve_server.optimizers.serving import compile_served
 from optserve_server.registry.bundled import register_bundled
 from optserve_server.registry.database import Database
@@ -79,9 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.accounts = accounts = Accounts(app.state.database)
     app.state.bodies = bodies = BodyMemory(settings.body_memory or memory_bytes() // 4)
     app.state.drain = drain = Drain()
-    log.info("loading the kernels; on their first use on a machine they are compiled, which takes half a minute or more")
+    log.info("loading the kernels; the first time on a machine they are compiled, which takes half a minute or more")
     compile_served()
-    compile_guard()
     versioned = APIRouter(prefix=API_PREFIX)
     for resource in (
         sessions,

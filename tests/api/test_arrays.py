@@ -41,7 +41,9 @@ class Reference:
             horizon=None if self.horizon is None else torch.tensor(float(self.horizon)),
             shapes=tuple(self.shapes[name] for name in names),
         )
+        by_module, _ = self.optimizer.step(self.phi, observations, before)
         updates, after = step_session(self.optimizer, self.phi, observations, before)
+        torch.testing.assert_close(updates, by_module, rtol=1e-4, atol=1e-5 * by_module.abs().max().item())
         for array in own:
             sizes = [self.arrays[name][array].shape[1] for name in names]
             for name, part in zip(names, after.arrays[array].split(sizes, -1), strict=True):

@@ -49,12 +49,12 @@ VARIANTS: list[dict[str, Any]] = [
         "gradient": {"estimator": "nres", "sigma": 0.1, "final_sigma": 0.01},
         "augmentation": {
             **{"coordinate_scaling": 1.0, "task_scaling": 2.0},
-            **{"hidden_loss": 0.5, "hidden_horizon": 0.5, "loss_offset": 0.5, "gradient_scaling": 0.5},
+            **{"hidden_loss": 0.5, "hidden_horizon": 0.5, "loss_offset": 0.5, "gradient_scaling": 0.5, "pauses": 0.5},
         },
         "validation": {"tasks": [{"family": "quadratic"}], "horizons": [3], "patience": 20},
         "checkpoints": {"every": 1},
     },
-    {"augmentation": {"loss_offset": 1.0, "gradient_scaling": 1.0, "task_scaling": 1.0}},
+    {"augmentation": {"loss_offset": 1.0, "gradient_scaling": 1.0, "pauses": 1.0, "task_scaling": 1.0}},
 ]
 
 

@@ -27,9 +27,9 @@ def take(session, steps, seed=0):
     return updates
 
 
-def take_one(awake, generator):
-    sent = StepGradients(awake.layout.complete, awake.dtype, 1.0 / (1 + awake.next_step))
-    sent.bits[:] = generator.normal(size=awake.layout.coordinates)
+def take_one(awake, generator, skip=()):
+    sent = StepGradients(awake.layout.select(skip), awake.dtype, 1.0 / (1 + awake.next_step))
+    sent.bits[:] = generator.normal(size=len(sent.bits))
     return awake.take(sent, awake.observe(sent))
 
 
@@ -98,13 +98,14 @@ def test_a_session_that_does_not_fit_is_refused_before_anything_is_there(run, ki
 
 
 @KINDS
-def test_a_step_takes_what_is_reserved(run, kind):
+@pytest.mark.parametrize("skip", [(), ("b",)])
+def test_a_step_takes_what_is_reserved(run, kind, skip):
     async def test(store):
-        session = await new_session(store, kind, [("w", (500, 600)), ("v", (100_000,))])
-        awake = session.awake
-        take(session, 1)
+        session = await new_session(store, kind, [("w", (500, 600)), ("v", (100_000,)), ("b", ())])
+        awake, generator = session.awake, np.random.default_rng(0)
+        take_one(awake, generator, skip)
         with Peak(awake.arena) as peak:
-            take(session, 1)
+            take_one(awake, generator, skip)
         assert 5 * MEBIBYTE < peak.peak < store.memory.used - awake.pages.numel() * awake.arena.page_bytes
 
     run(test)

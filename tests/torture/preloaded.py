@@ -1,7 +1,5 @@
 """What every server process would import first."""
 
-from optserve_server.optimizers.kernels.guard import compile_guard
 from optserve_server.optimizers.serving import compile_served
 
 compile_served()
-compile_guard()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 """`hierarchical` by its kernel on the CPU: many inner loops at once, each with a φ of its own or all with one."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -106,11 +107,15 @@ def fits_hierarchy(optimizer: Optimizer, phi: Phi, state: HiddenState) -> bool:
 
 
 def step_hierarchy(phi: Phi, observations: Observations, state: HiddenState) -> tuple[Updates, HiddenState]:
-    """`Hierarchical.step` of one inner loop on one core, float32: the coordinates in place, the arrays anew."""
+    """`Hierarchical.step` of one inner loop on one core: the coordinates `[features, n]` in place, the arrays anew.
+
+    All is float32, and coordinates and gradients, `[n]`, are contiguous.
+    """
     updates = torch.empty_like(observations.gradients)
-    after = HiddenState(state.coordinates, {name: array.clone() for name, array in state.arrays.items()})
+    after = HiddenState(state.coordinates, _copied(state.arrays))
     arrays = {name: array.numpy()[np.newaxis] for name, array in after.arrays.items()}
-    seen = Observed(*(_one_loop(each) for each in (observations.gradients, observations.loss, observations.horizon)))
+    given = (observations.gradients, observations.loss, observations.horizon)
+    seen = Observed(*(_numbers(None if each is None else each.unsqueeze(0)) for each in given))
     work = _make_work(1, observations.shapes, phi["coordinates.0.bias"].shape[-1])
     kernel.step_loops(
         packed(phi, pack_phi),
@@ -123,7 +128,7 @@ def step_hierarchy(phi: Phi, observations: Observations, state: HiddenState) -> 
 
 
 def compile_hierarchy() -> None:
-    """Compile what serves, or read it from the cache: seconds the first time on a machine, then 0.1 s."""
+    """Compile what serves, or read it from the cache: some 15 seconds the first time on a machine, then 0.1 s."""
     optimizer, shapes = Hierarchical(hidden_size=1, scheduler_size=1), ((1,),)
     phi = optimizer.initial_phi(torch.Generator())
     step_hierarchy(phi, Observations(torch.zeros(1), torch.zeros(1), shapes=shapes), initial_state(optimizer, shapes))
@@ -137,7 +142,7 @@ class HierarchicalStepper:
     """
 
     def __init__(self, phi: Phi, state: HiddenState) -> None:
-        self._state = _copied(state)
+        self._state = HiddenState(_contiguous(state.coordinates), _copied(state.arrays))
         self._hidden_size = phi["coordinates.0.bias"].shape[-1]
         self._cores = torch.get_num_threads()
         self._fake = isinstance(state.coordinates, FakeTensor)
@@ -150,7 +155,7 @@ class HierarchicalStepper:
     @property
     def state(self) -> HiddenState:
         """h_t after the last step."""
-        return _copied(self._state)
+        return HiddenState(_contiguous(self._state.coordinates), _copied(self._state.arrays))
 
     def at_work(self) -> AbstractContextManager[None]:
         """Torch on one core, where the kernel uses several."""
@@ -164,7 +169,8 @@ class HierarchicalStepper:
         loops, coordinates = updates.shape
         if self._work is None:
             self._work = _make_work(loops, observations.shapes, self._hidden_size)
-        arguments = (self._weights, self._arrays, _observed(observations), self._work)
+        seen = Observed(*map(_numbers, (observations.gradients, observations.loss, observations.horizon)))
+        arguments = (self._weights, self._arrays, seen, self._work)
 
         def step(first: int, last: int) -> None:
             kernel.step_loops(*arguments, first, last, updates.numpy())
@@ -181,22 +187,17 @@ class HierarchicalStepper:
         raise RuntimeError("the kernel of hierarchical has no graph back to φ; step its module under autograd instead")
 
 
-def _copied(state: HiddenState) -> HiddenState:
-    arrays = {name: array.clone(memory_format=torch.contiguous_format) for name, array in state.arrays.items()}
-    return HiddenState(state.coordinates.clone(memory_format=torch.contiguous_format), arrays)
+def _copied(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _contiguous(array) for name, array in arrays.items()}
 
 
-def _one_loop(numbers: Tensor | None) -> Float32s:
-    return np.zeros(0, np.float32) if numbers is None else numbers.numpy()[np.newaxis]
+def _contiguous(array: Tensor) -> Tensor:
+    """A copy that is."""
+    return array.clone(memory_format=torch.contiguous_format)
 
 
-def _observed(observations: Observations) -> Observed:
-    def numbers(given: Tensor | None) -> Float32s:
-        return np.zeros(0, np.float32) if given is None else given.contiguous().numpy()
-
-    return Observed(
-        observations.gradients.contiguous().numpy(), numbers(observations.loss), numbers(observations.horizon)
-    )
+def _numbers(given: Tensor | None) -> Float32s:
+    return np.zeros(0, np.float32) if given is None else given.contiguous().numpy()
 
 
 def _make_work(loops: int, shapes: Shapes, hidden_size: int) -> Work:

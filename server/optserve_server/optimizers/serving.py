@@ -15,6 +15,7 @@ from optserve_server.optimizers.base import PAGE, HiddenState, Observations, Opt
 from optserve_server.optimizers.fused import FUSED, KERNEL_VERSION, compile_kernels, step_fused
 from optserve_server.optimizers.fused_hierarchy import HIERARCHY_VERSION, compile_hierarchy, step_hierarchy
 from optserve_server.optimizers.hierarchical import Hierarchical
+from optserve_server.optimizers.kernels.guard import compile_guard
 
 IN_NUMBA = {**dict.fromkeys(FUSED, KERNEL_VERSION), Hierarchical.kind: HIERARCHY_VERSION}
 """The kinds that have a kernel, and its version."""
@@ -28,7 +29,7 @@ def pages_for(coordinates: int) -> int:
 
 
 def kernel_name(kind: str) -> str:
-    """What steps the pages of an optimizer of this kind: `numba` or `torch`."""
+    """What steps an optimizer of this kind: `numba` or `torch`."""
     return "numba" if kind in IN_NUMBA else "torch"
 
 
@@ -39,15 +40,19 @@ def kernel_identity(kind: str) -> str:
 
 
 def compile_served() -> None:
-    """Compile all that serves, or read it from the cache: seconds the first time on a machine, then 0.2 s."""
+    """Compile all that serves, or read it from the cache: 20 seconds the first time on a machine, then 0.2 s."""
     compile_kernels()
     compile_hierarchy()
+    compile_guard()
 
 
 def step_session(
     optimizer: Optimizer, phi: Phi, observations: Observations, state: HiddenState
 ) -> tuple[Updates, HiddenState]:
-    """`optimizer.step` of all tensors of a session, `[n]`, float32 on the CPU. It may change `state.coordinates`."""
+    """`optimizer.step` of all tensors of a session, float32 on the CPU; it may change `state.coordinates`.
+
+    Gradients are `[n]` and coordinates `[features, n]`, both contiguous: a kernel is compiled for no others.
+    """
     if optimizer.kind == Hierarchical.kind:
         return step_hierarchy(phi, observations, state)
     with torch.no_grad():

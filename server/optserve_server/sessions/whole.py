@@ -19,7 +19,7 @@ from optserve_server.sessions.pages import Arena
 Arrays = dict[str, Tensor]
 """By name: `[rows, Σ size]`, float32, each parameter's columns in declared order; or `[rows, 1]` of the session."""
 
-_SCRATCH_BYTES = {"numba": 64, "torch": 256}  # for each coordinate while a step lasts; a test measures it
+_SCRATCH_BYTES = {"numba": 96, "torch": 256}  # for each coordinate while a step lasts; a test measures it
 _FREE_SCRATCH_BYTES = 1 << 20  # not counted, for no more sessions are stepped at once than there are cores
 
 

@@ -17,7 +17,7 @@ class VariedQuadratic:
     The condition number of H is log-uniform from 1 to 10⁴, its eigenvalues are spread evenly or unevenly between, along
     random axes or, in a third of the tasks, along the coordinates; s is log-uniform from 10⁻⁴ to 10⁴; ν is 0 for half
     of the tasks, else log-uniform from 0.01 to 1. In half of the tasks c is the farther away the flatter an axis is,
-    ∝ λ^−p with p from 0 to ½, as least squares are.
+    ∝ λ^−p with p from 0 to ½, as in least squares.
     """
 
     name: ClassVar[str] = "varied-quadratic"
