@@ -63,7 +63,7 @@ def test_a_remote_optimizer_warns_of_each_event_once(client, caplog) -> None:
     messages = [record.getMessage() for record in caplog.records if record.name == "optserve"]
     assert len(messages) == 2
     assert "step 1 of" in messages[0]
-    assert "steps weight by Adam for now: the optimizer's update was too large" in messages[0]
+    assert "steps by Adam for now: weight (the optimizer's update was too large)" in messages[0]
     assert "step 4 of" in messages[1]
     assert "own updates are back for weight" in messages[1]
     assert -6 < parameter.min() == parameter.max() < -5  # thrice by at most the magnitude of the first step

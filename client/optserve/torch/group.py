@@ -39,6 +39,11 @@ class GroupSession:
         self._hyperparameters = dict(session.info.hyperparameters)
         self.parameters = list(parameters)
 
+    @property
+    def next_step(self) -> int:
+        """The number of the step that comes next."""
+        return self._session.next_step
+
     def step(self, gathered: Gathered, hyperparameters: dict[str, Any], loss: float | None) -> Tensor:
         """g_t for the gathered gradients, [n], float32, on the CPU. Hyperparameters that have moved are sent first."""
         moved = {name: value for name, value in hyperparameters.items() if value != self._hyperparameters[name]}
@@ -86,7 +91,7 @@ def _sentence(note: GuardNote) -> str:
     afresh = "; hidden state that was not finite began again at 0" if note.afresh else ""
     if note.event == BACK:
         return f"the optimizer's own updates are back for {who} (after {note.reason}{afresh})"
-    return f"the update guard steps {who} by Adam for now: {_REASONS.get(note.reason, note.reason)}{afresh}"
+    return f"the update guard steps by Adam for now: {who} ({_REASONS.get(note.reason, note.reason)}{afresh})"
 
 
 def find(client: Client, version: Version) -> str:

@@ -21,6 +21,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from optserve.client import Client
 from optserve.errors import OptserveError, ProblemError, RequestInvalid
+from optserve.torch.advice import Advice
 from optserve.torch.gradients import Gathered, apply, flatten, gather, loss_in, not_finite, number
 from optserve.torch.group import GroupSession, Version, find
 from optserve.torch.state import guarded, unguard
@@ -61,7 +62,9 @@ class RemoteOptimizer(Optimizer):
         params: as for every PyTorch optimizer: tensors, named tensors, or groups.
         optimizer: NAME, NAME@7 or NAME@ALIAS; None for the server's default optimizer.
         client: a `Client`, a server's URL, or None for OPTSERVE_URL.
-        horizon: how many steps the loop plans, where it knows; optimizers that schedule use it.
+        horizon: how many steps the loop plans, where it knows; optimizers that schedule use it. The logger `optserve`
+            warns, once, where these are over, of a loss that would be used and is not there, and of an lr for a
+            learned optimizer.
         label: names the sessions for people.
         ttl_seconds: a session expires this long after its last step, and its hidden state with it.
         guard: the update guard of the sessions, as `client.sessions.create` takes it. The logger `optserve` warns of
@@ -99,11 +102,13 @@ class RemoteOptimizer(Optimizer):
             raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
         self._client = client if isinstance(client, Client) else Client(client)
         self._plan: dict[str, Any] = {"horizon": horizon, "label": label, "ttl_seconds": ttl_seconds, "guard": guard}
+        self._advice = Advice(horizon)
         self._on_nonfinite = on_nonfinite
         self._sessions: dict[Tensor, GroupSession] = {}  # by the first parameter they step
         self._infos: dict[str, OptimizerInfo] = {}
         version = self._try_out(optimizer, hyperparameters)
         super().__init__(params, self._defaults(version, hyperparameters))
+        self._advice.of_rate(self._info(version.optimizer), float(self.defaults["lr"]))
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +180,9 @@ class RemoteOptimizer(Optimizer):
         return found is None
 
     def _step_group(self, group: dict[str, Any], gathered: Gathered, loss: float | None) -> None:
-        updates = self._session(group).step(gathered, self._for_server(group), loss)
+        session = self._session(group)
+        self._advice.of_step(self._info(group["optimizer"]), session.next_step, loss)
+        updates = session.step(gathered, self._for_server(group), loss)
         lr = float(group["lr"])
         apply(updates, gathered, lr, decay=lr * float(group["weight_decay"]) if self._is_decoupled(group) else 0.0)
         for parameter in gathered.parameters:
@@ -320,8 +327,8 @@ class RemoteOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: h_t travels with it, the client is opened again, hooks stay behind."""
         state = super().__getstate__()
-        plan = {"_client": self._client, "_plan": self._plan, "_on_nonfinite": self._on_nonfinite}
-        return {**state, "state": self.state | self._fetched(), **plan}
+        own = {name: vars(self)[name] for name in ("_client", "_plan", "_advice", "_on_nonfinite")}
+        return {**state, "state": self.state | self._fetched(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copy, a pickle, or what `load_state_dict` has made of a state_dict."""
