@@ -16,7 +16,7 @@ _PAUSE = (5.0, 200.0)  # steps without a gradient
 @dataclass(frozen=True)
 class Told:
     """Whether a group is told its `loss` and its `horizon`; `offsets` of losses in units of |f(θ_0)|, and `factors` of
-    gradients, both `[tasks]`; `pauses`, the steps before which and until which gradients are 0, `[2, tasks]`.
+    gradients, both `[tasks]`; `pauses`, the steps from which on and before which gradients are 0, `[2, tasks]`.
 
     None stands for what changes nothing.
     """

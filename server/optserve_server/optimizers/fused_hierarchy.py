@@ -117,13 +117,8 @@ def step_hierarchy(phi: Phi, observations: Observations, state: HiddenState) -> 
     given = (observations.gradients, observations.loss, observations.horizon)
     seen = Observed(*(_numbers(None if each is None else each.unsqueeze(0)) for each in given))
     work = _make_work(1, observations.shapes, phi["coordinates.0.bias"].shape[-1])
-    kernel.step_loops(
-        packed(phi, pack_phi),
-        State(after.coordinates.numpy()[np.newaxis], **arrays),
-        *(seen, work),
-        *(0, 1),
-        updates.numpy()[np.newaxis],
-    )
+    in_place = State(after.coordinates.numpy()[np.newaxis], **arrays)
+    kernel.step_loops(packed(phi, pack_phi), in_place, seen, work, 0, 1, updates.numpy()[np.newaxis])
     return updates, after
 
 
