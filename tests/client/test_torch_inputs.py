@@ -297,7 +297,7 @@ def test_a_state_dict_of_a_pytorch_optimizer_is_refused(make):
     p.grad = torch.ones(3)
     theirs = torch.optim.Adam([p])
     theirs.step()
-    with pytest.raises(ValueError, match="not a RemoteOptimizer's"):
+    with pytest.raises(ValueError, match="the state_dict is not one of optserve"):
         make([p], "adam").load_state_dict(theirs.state_dict())
 
 

@@ -1,6 +1,7 @@
 """The gradients of one parameter group as one flat array, and the updates back into the parameters."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optserve.errors import GradientsInvalid
+from optserve.errors import GradientsInvalid, ProblemError, RequestInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Gathered:
     flat: Tensor
 
 
-def gather(parameters: Sequence[Tensor], names: Sequence[str]) -> Gathered | None:
-    """The gradients of a group's parameters; None if there are none at all.
+def gather(parameters: Sequence[Tensor], names: Sequence[str], maximize: bool = False) -> Gathered | None:
+    """The gradients of a group's parameters, negated where it is to `maximize`; None if there are none at all.
 
     Raises:
         GradientsInvalid: a gradient is sparse.
@@ -36,7 +37,8 @@ def gather(parameters: Sequence[Tensor], names: Sequence[str]) -> Gathered | Non
         return None
     skip = [name for p, name in zip(parameters, names, strict=True) if p.grad is None]
     gradients = [_dense(p.grad, name) for p, name in present if p.grad is not None]
-    return Gathered([p for p, _ in present], [name for _, name in present], skip, flatten(gradients))
+    flat = flatten(gradients)
+    return Gathered([p for p, _ in present], [name for _, name in present], skip, flat.neg_() if maximize else flat)
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -59,7 +61,34 @@ def apply(updates: Tensor, gathered: Gathered, lr: float, decay: float) -> None:
         start = end
 
 
-def not_finite(gathered: Gathered) -> GradientsInvalid | None:
+def add_decay(gathered: Gathered, decay: float) -> None:
+    """∇_t + decay · θ_t, after `first_error`: so a parameter that is not finite is not taken for a gradient.
+
+    Raises:
+        RequestInvalid: a parameter is not finite, or too large to be decayed.
+    """
+    gathered.flat.add_(flatten(gathered.parameters), alpha=decay)
+    error = _not_finite(gathered)
+    if error is not None:
+        raise RequestInvalid(
+            f"parameter {error.parameter!r} itself is not finite, or too large for its weight decay in float32, at "
+            f"index {error.index}; nothing was changed",
+            **error.fields,
+        )
+
+
+def first_error(gathered: Sequence[Gathered], loss: float | None) -> ProblemError | None:
+    """What is wrong with the gradients of all groups, and with the loss: a number that is not finite; or None."""
+    for one in gathered:
+        error = _not_finite(one)
+        if error is not None:
+            return error
+    if loss is not None and not math.isfinite(loss):
+        return RequestInvalid(f"the loss is {loss}; nothing was changed")
+    return None
+
+
+def _not_finite(gathered: Gathered) -> GradientsInvalid | None:
     """The error for the first gradient that is not finite in float32; None if all are."""
     finite = torch.isfinite(gathered.flat)
     if finite.all():
@@ -73,7 +102,7 @@ def not_finite(gathered: Gathered) -> GradientsInvalid | None:
         parameter, name = next(parameters)
     index = [int(i) for i in torch.unravel_index(torch.tensor(position), parameter.shape)]
     return GradientsInvalid(
-        f"the gradient of parameter {name!r} is {value} at index {index} (as float32); nothing was sent; "
+        f"the gradient of parameter {name!r} is {value} at index {index} (as float32); nothing was changed; "
         "on_nonfinite='skip' leaves such steps out",
         parameter=name,
         index=index,
@@ -93,6 +122,11 @@ def loss_in(result: Any) -> float | None:
     if isinstance(result, Tensor):
         return float(result.detach()) if result.numel() == 1 and not result.is_complex() else None
     return float(result) if isinstance(result, Real) else None
+
+
+def numbers(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as JSON holds them."""
+    return {name: number(value) for name, value in hyperparameters.items()}
 
 
 def number(value: Any) -> Any:

@@ -1,15 +1,16 @@
-"""One parameter group's session on the server."""
+"""One parameter group's session."""
 
+import contextlib
 import logging
-from collections.abc import MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from optserve.client import Client
-from optserve.errors import OptimizerNotFound, StepConflict, VersionNotFound
-from optserve.session import Session
+from optserve.errors import OptimizerNotFound, OptserveError, StepConflict, VersionNotFound
+from optserve.layout import Float32
 from optserve.torch import state
 from optserve.torch.gradients import Gathered
 from optserve.wire.guard import BACK, HELD, GuardNote
@@ -31,12 +32,44 @@ class Version(NamedTuple):
     sha256: str
 
 
-class GroupSession:
-    """A session and the parameters whose hidden state it holds."""
+class Steps(Protocol):
+    """What a group asks of its session, wherever that is: see `optserve.Session`."""
 
-    def __init__(self, session: Session, parameters: Sequence[Tensor]) -> None:
+    id: str
+    next_step: int
+    guard_notes: list[GuardNote]
+
+    def step_flat(self, gradients: Float32, loss: float | None, skip: Collection[str], /) -> Float32:
+        """g_t for ∇_t, each [n], without the parameters in `skip`."""
+        ...
+
+    def update(self, *, hyperparameters: Mapping[str, Any]) -> object:
+        """Change hyperparameters between two steps."""
+        ...
+
+    def refresh(self) -> object:
+        """Let `next_step` be what comes next indeed."""
+        ...
+
+    def state(self) -> bytes:
+        """h_t as a safetensors file."""
+        ...
+
+    def load_state(self, state: bytes, /) -> object:
+        """Go on from what `state()` gave."""
+        ...
+
+    def close(self) -> None:
+        """Give h_t up."""
+        ...
+
+
+class GroupSession:
+    """A session and the parameters whose hidden state it holds; `hyperparameters` are what it was created with."""
+
+    def __init__(self, session: Steps, parameters: Sequence[Tensor], hyperparameters: Mapping[str, Any]) -> None:
         self._session = session
-        self._hyperparameters = dict(session.info.hyperparameters)
+        self._hyperparameters = dict(hyperparameters)
         self.parameters = list(parameters)
 
     @property
@@ -82,6 +115,13 @@ class GroupSession:
 
     def _sizes(self) -> list[int]:
         return [parameter.numel() for parameter in self.parameters]
+
+
+def abandon(sessions: Mapping[Tensor, GroupSession]) -> None:
+    """Close sessions that nothing depends on any more; those that the server does not delete now will expire."""
+    for session in sessions.values():
+        with contextlib.suppress(OptserveError):
+            session.close()
 
 
 def _sentence(note: GuardNote) -> str:

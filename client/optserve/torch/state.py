@@ -89,7 +89,7 @@ def guarded(states: Mapping[Any, Any]) -> dict[Any, Any]:
     for index, part in parts.items():
         if "hidden_state" not in part:
             raise ValueError(
-                f"the state of parameter {index} has no 'hidden_state': the state_dict is not a RemoteOptimizer's"
+                f"the state of parameter {index} has no 'hidden_state': the state_dict is not one of optserve.torch"
             )
         parts[index] = {**part, **{name: _Guarded(part[name]) for name in HELD_BY_SERVER if name in part}}
     return {**states, **parts}
