@@ -1,27 +1,19 @@
 """One parameter group's session."""
 
 import contextlib
-import logging
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from optserve.advice import tell_of_guard
 from optserve.client import Client
 from optserve.errors import OptimizerNotFound, OptserveError, StepConflict, VersionNotFound
 from optserve.layout import Float32
 from optserve.torch import state
 from optserve.torch.gradients import Gathered
-from optserve.wire.guard import BACK, HELD, GuardNote
-
-log = logging.getLogger("optserve")
-
-_REASONS = {
-    "non-finite": "the optimizer's update was not finite",
-    "update-rms": "the optimizer's update was too large",
-    "loss-rise": "the loss has been far above its best for long",
-}
+from optserve.wire.guard import GuardNote
 
 
 class Version(NamedTuple):
@@ -88,13 +80,8 @@ class GroupSession:
         except StepConflict:
             self._session.refresh()  # the server took a step whose reply was lost for good: the next one can go on
             raise
-        self._tell_of_guard()
+        tell_of_guard(self._session.id, self._session.next_step - 1, self._session.guard_notes)
         return torch.from_numpy(updates)
-
-    def _tell_of_guard(self) -> None:
-        for note in self._session.guard_notes:
-            if note.event != HELD:
-                log.warning("step %d of session %s: %s", self._session.next_step - 1, self._session.id, _sentence(note))
 
     def state(self) -> dict[Tensor, dict[str, Any]]:
         """Each parameter's part of h_t, as PyTorch keeps it."""
@@ -122,16 +109,6 @@ def abandon(sessions: Mapping[Tensor, GroupSession]) -> None:
     for session in sessions.values():
         with contextlib.suppress(OptserveError):
             session.close()
-
-
-def _sentence(note: GuardNote) -> str:
-    """What the update guard did, for people."""
-    more = f" and {note.count - len(note.tensors)} more" if note.count > len(note.tensors) else ""
-    who = ", ".join(note.tensors) + more
-    afresh = "; hidden state that was not finite began again at 0" if note.afresh else ""
-    if note.event == BACK:
-        return f"the optimizer's own updates are back for {who} (after {note.reason}{afresh})"
-    return f"the update guard steps by Adam for now: {who} ({_REASONS.get(note.reason, note.reason)}{afresh})"
 
 
 def find(client: Client, version: Version) -> str:

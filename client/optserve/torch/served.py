@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
+from optserve.advice import Advice
 from optserve.client import Client
-from optserve.torch.advice import Advice
 from optserve.torch.gradients import Gathered, add_decay, apply, first_error, gather, loss_in, number, numbers
 from optserve.torch.group import GroupSession, Steps, Version, abandon
 from optserve.torch.groups import OF_TORCH, as_torch, same, served, strange_names, version_of
@@ -62,7 +62,7 @@ class ServedOptimizer(Optimizer, ABC):
             raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
         self._client = client if isinstance(client, Client) else Client(client)
         self._plan = dict(plan)
-        self._advice = Advice(plan["horizon"])
+        self._advice = Advice(plan["horizon"], with_loss="step(loss=loss)")
         self._on_nonfinite = on_nonfinite
         self._sessions: dict[Tensor, GroupSession] = {}  # by the first parameter they step
         self._infos: dict[str, OptimizerInfo] = {}
