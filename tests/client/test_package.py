@@ -19,7 +19,7 @@ def python(code):
 
 def test_public_names():
     assert optserve.__all__ == ["AsyncClient", "AsyncSession", "Client", "Session", "__version__", "errors"]
-    assert optserve.torch.__all__ == ["RemoteOptimizer"]
+    assert optserve.torch.__all__ == ["LocalOptimizer", "RemoteOptimizer"]
     for name in optserve.__all__:
         assert getattr(optserve, name)
         assert name in dir(optserve)

@@ -1,4 +1,4 @@
-"""What PyTorch's own test battery asks of every optimizer (test/test_optim.py), asked of RemoteOptimizer."""
+"""What PyTorch's own test battery asks of every optimizer (test/test_optim.py), asked of both of optserve.torch."""
 
 import copy
 import io
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from optserve import Client, errors
-from optserve.torch import RemoteOptimizer
+from optserve.torch import LocalOptimizer, RemoteOptimizer
 from optserve.wire import tensors
 
 ROWS = [
@@ -30,10 +30,10 @@ every_sensible_optimizer = pytest.mark.parametrize(("name", "options"), ROWS[:-1
 """All but `small_fc` with random weights: the rest have been meta-trained, or are sensible before."""
 
 
-@pytest.fixture
-def make(client, with_arrays):
-    """Makes a RemoteOptimizer of parameters."""
-    return lambda params, name="adam", **options: RemoteOptimizer(params, name, client, **options)
+@pytest.fixture(params=[RemoteOptimizer, LocalOptimizer])
+def make(request, client, with_arrays):
+    """Makes an optimizer of parameters."""
+    return lambda params, name="adam", **options: request.param(params, name, client, **options)
 
 
 def parameters():
@@ -316,7 +316,7 @@ def test_it_is_a_pytorch_optimizer_and_can_be_printed(make):
     optimizer = make(parameters(), "adam", lr=0.25)
     assert isinstance(optimizer, Optimizer)
     text = repr(optimizer)
-    assert text.startswith("RemoteOptimizer (")
+    assert text.startswith(f"{type(optimizer).__name__} (")
     assert "lr: 0.25" in text
     assert "optimizer: adam" in text
     assert repr(optimizer) == text

@@ -28,8 +28,12 @@ class Steps(Protocol):
     """What a group asks of its session, wherever that is: see `optserve.Session`."""
 
     id: str
-    next_step: int
     guard_notes: list[GuardNote]
+
+    @property
+    def next_step(self) -> int:
+        """The number of the step that comes next."""
+        ...
 
     def step_flat(self, gradients: Float32, loss: float | None, skip: Collection[str], /) -> Float32:
         """g_t for ∇_t, each [n], without the parameters in `skip`."""

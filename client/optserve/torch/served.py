@@ -96,7 +96,7 @@ class ServedOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: SupportsFloat | None = None) -> Any:
-        """Send the gradients of every group, and add lr · g_t to the parameters.
+        """Ask for the updates of every group, and add lr · g_t to the parameters.
 
         Args:
             closure: computes the loss and the gradients anew.

@@ -7,8 +7,6 @@ from typing import TypeVar
 
 import structlog
 
-from optserve_server.optimizers import weights
-from optserve_server.optimizers.fused import FixedPhi
 from optserve_server.registry import optimizers, references
 from optserve_server.registry.database import UNREACHABLE, Database, reason
 from optserve_server.registry.errors import RegistryError
@@ -81,8 +79,7 @@ class VersionCache:
         key = (stored.name, stored.number)
         version = self._versions.get(key)
         if version is None:
-            optimizer, phi, _ = weights.decode(stored.weights)
-            version = ServedVersion(stored.name, stored.number, stored.sha256, optimizer, FixedPhi(phi))
+            version = ServedVersion.of(stored.name, stored.number, stored.sha256, stored.weights)
         self._remember(reference, key, version)
         return version
 

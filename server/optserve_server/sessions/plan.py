@@ -6,7 +6,8 @@ from typing import Any
 from optserve.wire.api_keys import ANONYMOUS
 from optserve.wire.gradients import DTYPES
 from optserve_server.naming import nearest, shown
-from optserve_server.optimizers import Optimizer, Phi, with_hyperparameters
+from optserve_server.optimizers import Optimizer, Phi, weights, with_hyperparameters
+from optserve_server.optimizers.fused import FixedPhi
 from optserve_server.sessions.errors import HyperparametersInvalid, RequestInvalid
 from optserve_server.sessions.guard_options import GuardOptions
 
@@ -24,6 +25,16 @@ class ServedVersion:
     sha256: str
     optimizer: Optimizer
     phi: Phi
+
+    @classmethod
+    def of(cls, name: str, number: int, sha256: str, file: bytes) -> "ServedVersion":
+        """The version whose weights file this is.
+
+        Raises:
+            ValueError: it is none.
+        """
+        optimizer, phi, _ = weights.decode(file)
+        return cls(name, number, sha256, optimizer, FixedPhi(phi))
 
 
 @dataclass(frozen=True, slots=True)
