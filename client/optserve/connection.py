@@ -5,6 +5,7 @@ import importlib.metadata
 import ipaddress
 import os
 import time
+import urllib.request
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import httpx
 from optserve.errors import AddressInvalid, RequestInvalid, Unauthorized
 from optserve.exchange import ConnectionLost, Request, Response
 from optserve.retries import Retries
+from optserve.transport import ROOM, DirectTransport
 from optserve.wire import API_PREFIX
 
 URL_VARIABLE, API_KEY_VARIABLE = "OPTSERVE_URL", "OPTSERVE_API_KEY"
@@ -23,6 +25,7 @@ URL_VARIABLE, API_KEY_VARIABLE = "OPTSERVE_URL", "OPTSERVE_API_KEY"
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
+_HTTP_PORT = 80
 _CHUNK = 1 << 18  # bytes; httpx copies what it could not send at once, so a large body goes out in pieces
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -100,8 +103,7 @@ class Connection:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.retries = Retries(options.retries, options.address.url)
-        transport = httpx.HTTPTransport(uds=options.address.socket) if options.address.is_local else None
-        self._http = httpx.Client(transport=transport, **options.for_httpx())
+        self._http = httpx.Client(transport=_transport(options.address), **options.for_httpx())
         weakref.finalize(self, self._http.close)  # for those who never close, as RemoteOptimizer's users
 
     def send(self, request: Request) -> Response:
@@ -116,9 +118,10 @@ class Connection:
         try:
             reply = self._http.send(outgoing, stream=True)
             try:
-                return Response(reply.status_code, reply.headers, bytearray().join(reply.iter_bytes()))
+                return _response(reply, list(reply.iter_bytes()), request.room)
             finally:
                 reply.close()
+                reply.stream = _NOTHING
         except httpx.TransportError as error:
             raise _lost(error) from error
 
@@ -148,11 +151,10 @@ class AsyncConnection:
         try:
             reply = await self._http.send(outgoing, stream=True)
             try:
-                return Response(
-                    reply.status_code, reply.headers, bytearray().join([part async for part in reply.aiter_bytes()])
-                )
+                return _response(reply, [part async for part in reply.aiter_bytes()], request.room)
             finally:
                 await reply.aclose()
+                reply.stream = _NOTHING
         except httpx.TransportError as error:
             raise _lost(error) from error
 
@@ -179,6 +181,10 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield piece
 
 
+_NOTHING = _Body(b"")
+"""What is left to read of a reply. Its stream and it hold each other, and with them the gradients and the updates."""
+
+
 def _split(url: str) -> SplitResult:
     """The parts of a URL, whose port is one.
 
@@ -195,11 +201,20 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
+def _transport(address: Address) -> httpx.BaseTransport | None:
+    """What takes the requests to the server; None for what httpx makes of the environment's proxies."""
+    url = httpx.URL(address.base)
+    if url.scheme == "http" and (address.is_local or not {"http", "all"} & urllib.request.getproxies().keys()):
+        return DirectTransport(address.socket or (url.raw_host.decode("ascii"), url.port or _HTTP_PORT))
+    return httpx.HTTPTransport() if address.is_local else None
+
+
 def _outgoing(http: httpx.Client | httpx.AsyncClient, base: str, request: Request) -> httpx.Request:
     body = _Body(request.content)
     headers = {"Content-Length": str(len(body)), **(request.headers or {})}
     try:
-        outgoing = http.build_request(request.method, base + request.path, headers=headers)
+        extensions = {ROOM: request.room}
+        outgoing = http.build_request(request.method, base + request.path, headers=headers, extensions=extensions)
     except httpx.InvalidURL as error:
         raise RequestInvalid(
             f"{request.method} {request.path[:80]}… is no address that can be called ({error}). Where `skip` names "
@@ -208,6 +223,18 @@ def _outgoing(http: httpx.Client | httpx.AsyncClient, base: str, request: Reques
         ) from error
     outgoing.stream = body
     return outgoing
+
+
+def _response(reply: httpx.Response, parts: list[Any], room: memoryview | None) -> Response:
+    """The response whose body has come in these parts: in the room, where it was kept for it."""
+    if room is None or not reply.is_success or sum(map(len, parts)) != len(room):
+        return Response(reply.status_code, reply.headers, bytearray().join(parts))
+    if parts[0] is not room:
+        start = 0
+        for part in parts:
+            room[start : start + len(part)] = part
+            start += len(part)
+    return Response(reply.status_code, reply.headers, bytearray(), is_in_room=True)
 
 
 def _lost(error: httpx.TransportError) -> ConnectionLost:

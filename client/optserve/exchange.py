@@ -30,7 +30,8 @@ class Request:
     """What to send.
 
     `path` comes below the API's prefix and carries the query. `repeatable` says that the server does no more when it
-    receives the request twice. `delay` is how many seconds to wait before sending it.
+    receives the request twice. `delay` is how many seconds to wait before sending it. `room` is memory for the content
+    of a success that is exactly as long; after anything else it may hold a part of something.
     """
 
     method: str
@@ -39,15 +40,20 @@ class Request:
     headers: Mapping[str, str] | None = None
     repeatable: bool = True
     delay: float = 0.0
+    room: memoryview | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. `headers` finds its keys whatever their case; `content` is the caller's own, to write to."""
+    """What came back. `headers` finds its keys whatever their case.
+
+    `content` is the caller's own, to write to; it is empty where the request's room has it (`is_in_room`).
+    """
 
     status: int
     headers: Mapping[str, str]
     content: bytearray
+    is_in_room: bool = False
 
 
 Exchange: TypeAlias = Generator[Request, Response, T]

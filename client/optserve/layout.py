@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optserve.errors import GradientsInvalid, ProblemError, RequestInvalid
+from optserve.memory import Memory
 from optserve.wire.bodies import Parameter
 from optserve.wire.gradients import STORAGE, narrow, widen
 
@@ -33,6 +34,8 @@ class Layout:
         self.shapes = dict(shapes)
         self.sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self.dtype = dtype
+        self._storage = STORAGE[dtype]
+        self._memory = Memory(sum(self.sizes.values()) * self._storage.itemsize)
 
     def flatten(self, arrays: Mapping[str, Any], skip: Collection[str] = (), role: Role = GRADIENTS) -> NDArray[Any]:
         """The arrays as they travel: concatenated in declared order, without those in `skip`, in the wire's dtype.
@@ -80,9 +83,13 @@ class Layout:
         """How many numbers travel when `skip` is left out."""
         return sum(self.sizes.values()) - sum(self.sizes[name] for name in skip)
 
-    def read(self, content: bytearray) -> Float32:
+    def room(self, skip: Collection[str]) -> memoryview:
+        """Memory for the content of a reply, not initialised, and nobody else's."""
+        return self._memory.lend()[: self.length(skip) * self._storage.itemsize].data
+
+    def read(self, content: bytearray | memoryview) -> Float32:
         """The flat array of a reply: float32, for the caller to write to; float32 on the wire is not copied."""
-        return widen(np.frombuffer(content, STORAGE[self.dtype]), self.dtype)
+        return widen(np.frombuffer(content, self._storage), self.dtype)
 
     def split(self, flat: Float32, skip: Collection[str]) -> dict[str, Float32]:
         """Views of the flat array by parameter name, without those in `skip`."""

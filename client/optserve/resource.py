@@ -37,12 +37,14 @@ class Resource:
         *,
         repeatable: bool = False,
         delay: float = 0.0,
+        room: memoryview | None = None,
     ) -> Exchange[Response]:
         """One call with its retries, after `delay` seconds; the response is a success.
 
-        A POST is sent again only if it is `repeatable`.
+        A POST is sent again only if it is `repeatable`. `room` is as in Request.
         """
-        request = Request(method, path, content, headers, repeatable=repeatable or method != "POST", delay=delay)
+        repeatable = repeatable or method != "POST"
+        request = Request(method, path, content, headers, repeatable=repeatable, delay=delay, room=room)
         response = yield from self._retries.send(request)
         return _checked(response)
 

@@ -109,8 +109,9 @@ class SharedSession(Resource, Generic[AnySession]):
     ) -> Exchange[Float32]:
         """`step` for one array [coordinates]: the parameters flattened and concatenated in declared order.
 
-        What `skip` names is left out of the array and of the answer. float32 is sent without a copy. `guard_notes`
-        tells what the update guard did.
+        What `skip` names is left out of the array and of the answer. float32 is sent without a copy, and the answer is
+        read to where it stays: an array that is the caller's, whose memory is used again once it, and every view of it,
+        is gone. `guard_notes` tells what the update guard did.
         """
         skip = frozenset(skip)
         return (yield from self._step(self._layout.accept(gradients, skip), loss, skip))
@@ -118,12 +119,13 @@ class SharedSession(Resource, Generic[AnySession]):
     def _step(self, gradients: NDArray[Any], loss: SupportsFloat | None, skip: Collection[str]) -> Exchange[Float32]:
         step = self.next_step
         path = f"{self._path}/steps/{step}{_query(loss, skip)}"
-        response = yield from self._call("POST", path, gradients.data, _BINARY, repeatable=True)
-        if len(response.content) != gradients.nbytes:
-            raise ReplyInvalid(f"the reply has {len(response.content)} bytes, but the updates are {gradients.nbytes}")
+        room = self._layout.room(skip)
+        response = yield from self._call("POST", path, gradients.data, _BINARY, repeatable=True, room=room)
+        if not response.is_in_room:
+            raise ReplyInvalid(f"the reply has {len(response.content)} bytes, but the updates are {room.nbytes}")
         self.next_step = step + 1
         self.guard_notes = parse_notes(response.headers.get(HEADER_GUARD, ""))
-        return self._layout.read(response.content)
+        return self._layout.read(room)
 
     @exchange
     def refresh(self) -> Exchange[SessionInfo]:
