@@ -6,11 +6,12 @@ import sys
 import pytest
 
 import optserve
+import optserve.optax
 import optserve.torch
 from optserve.connection import Address
 from optserve.errors import AddressInvalid
 
-HEAVY = ("torch", "pydantic", "fastapi", "sqlalchemy", "optserve_server")
+HEAVY = ("torch", "jax", "optax", "pydantic", "fastapi", "sqlalchemy", "optserve_server")
 
 
 def python(code):
@@ -20,6 +21,7 @@ def python(code):
 def test_public_names():
     assert optserve.__all__ == ["AsyncClient", "AsyncSession", "Client", "Session", "__version__", "errors"]
     assert optserve.torch.__all__ == ["LocalOptimizer", "RemoteOptimizer"]
+    assert optserve.optax.__all__ == ["RemoteState", "RemoteTransformation", "remote_optimizer"]
     for name in optserve.__all__:
         assert getattr(optserve, name)
         assert name in dir(optserve)
@@ -27,7 +29,7 @@ def test_public_names():
         _ = optserve.Klient
 
 
-def test_the_client_needs_neither_torch_nor_the_server():
+def test_the_client_needs_neither_torch_nor_jax_nor_the_server():
     loaded = python("import sys, optserve, optserve.cli; optserve.Client; print(*sys.modules)").split()
     assert "optserve.client" in loaded
     assert not [name for name in HEAVY if name in loaded]
