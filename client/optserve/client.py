@@ -67,6 +67,10 @@ class Client:
         """What this client's key uses now and has used so far, and its limits."""
         return self.api_keys.usage()
 
+    def trying_once(self, timeout: float) -> Self:
+        """A second client of the same server, which waits `timeout` seconds and sends nothing again."""
+        return type(self)(self.url, self._options.api_key, timeout=timeout, retries=0)
+
     def close(self) -> None:
         """Close the sockets. Sessions live on on the server."""
         self._connection.close()

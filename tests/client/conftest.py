@@ -53,7 +53,8 @@ class Relay:
     def __init__(self, listening: socket.socket, server_url: str) -> None:
         self.lose = 0
         self.lost = 0
-        self.refuse = b""  # connections end at requests that begin so
+        self.refuse: bytes | tuple[bytes, ...] = b""  # connections end at requests that begin so
+        self.accepted = 0  # connections
         self._listening = listening
         self._server = (urlsplit(server_url).hostname, urlsplit(server_url).port)
         self._open: list[socket.socket] = []
@@ -64,6 +65,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 downstream, _ = self._listening.accept()
+                self.accepted += 1
                 upstream = socket.create_connection(self._server)
                 self._open += [downstream, upstream]
                 for source, target, loses in ((downstream, upstream, False), (upstream, downstream, True)):

@@ -15,6 +15,9 @@ from optserve.torch import state
 from optserve.torch.gradients import Gathered
 from optserve.wire.guard import GuardNote
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of a session's parameters by name."""
+
 
 class Version(NamedTuple):
     """An optimizer version as a parameter group carries it. The sha256 means the same on every server."""
@@ -27,8 +30,15 @@ class Version(NamedTuple):
 class Steps(Protocol):
     """What a group asks of its session, wherever that is: see `optserve.Session`."""
 
-    id: str
-    guard_notes: list[GuardNote]
+    @property
+    def id(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def guard_notes(self) -> list[GuardNote]:
+        """What the update guard did at the last step."""
+        ...
 
     @property
     def next_step(self) -> int:
@@ -113,6 +123,17 @@ def abandon(sessions: Mapping[Tensor, GroupSession]) -> None:
     for session in sessions.values():
         with contextlib.suppress(OptserveError):
             session.close()
+
+
+def client_of(given: Client | str | None) -> Client:
+    """The client that is meant by itself, by its URL, or by nothing.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if not (given is None or isinstance(given, Client | str)):
+        raise TypeError(f"client is {given!r}, but must be an optserve.Client, a URL or None")
+    return given if isinstance(given, Client) else Client(given)
 
 
 def find(client: Client, version: Version) -> str:

@@ -5,12 +5,16 @@ loss.backward(); optimizer.step(); optimizer.zero_grad()
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
 from optserve.client import Client
-from optserve.torch.group import Steps, Version, find
+from optserve.session import Session
+from optserve.torch.fallback import FallbackSession, Server
+from optserve.torch.group import Shapes, Steps, Version, client_of, find
+from optserve.torch.local_versions import LocalVersions
 from optserve.torch.served import ServedOptimizer
 
 
@@ -29,6 +33,8 @@ class RemoteOptimizer(ServedOptimizer):
         guard: the update guard of the sessions, as `client.sessions.create` takes it. The logger `optserve` warns of
             each thing that it does.
         on_nonfinite: at a NaN or an infinity among the gradients, `raise` GradientsInvalid or `skip` the step.
+        fallback: `local` goes on in this process while the server is away, with the same bits, and gives it the hidden
+            state when it is back; the logger warns of both. It is away once the client's retries have been in vain.
         **hyperparameters: `lr`, which multiplies every update (1 for a learned optimizer, PyTorch's default for a
             hand-designed one), and the hand-designed ones' own, with PyTorch's names and defaults.
 
@@ -37,7 +43,10 @@ class RemoteOptimizer(ServedOptimizer):
         HyperparametersInvalid: an unknown hyperparameter, or a value out of its range.
         RequestInvalid: an option of the guard that is none, or a value out of its range.
         ConnectionFailed: no server answers.
+        ModuleNotFoundError: there is to be a fallback, and the kernels are not installed.
     """
+
+    _carried = (*ServedOptimizer._carried, "_server", "_versions")
 
     def __init__(
         self,
@@ -50,17 +59,47 @@ class RemoteOptimizer(ServedOptimizer):
         ttl_seconds: float = 86400,
         guard: Mapping[str, Any] | bool | None = None,
         on_nonfinite: str = "raise",
+        fallback: str | None = None,
         **hyperparameters: Any,
     ) -> None:
+        if fallback not in (None, "local"):
+            raise ValueError(f"fallback is {fallback!r}, but must be 'local' or None")
+        client = client_of(client)
+        self._server = Server(client)
+        self._versions = None if fallback is None else LocalVersions()
         plan = {"horizon": horizon, "label": label, "ttl_seconds": ttl_seconds, "guard": guard}
         super().__init__(params, optimizer, client, plan, on_nonfinite, hyperparameters)
 
+    def _try_out(self, reference: str | None, hyperparameters: dict[str, Any]) -> Version:
+        version = super()._try_out(reference, hyperparameters)
+        if self._versions is not None:  # now, for the server may be away later
+            self._versions.fetch(self._client, version)
+        return version
+
     def _look_up(self, version: Version) -> None:
-        find(self._client, version)
+        if self._versions is None:
+            find(self._client, version)
+        else:
+            self._versions.fetch(self._client, version)
 
     def _check_hyperparameters(self, version: Version, hyperparameters: dict[str, Any]) -> None:
-        self._try_out(find(self._client, version), hyperparameters)
+        if self._versions is None:
+            self._try_out(find(self._client, version), hyperparameters)
+        else:
+            self._here(self._versions, version, {"tried": (1,)}, hyperparameters).close()
 
-    def _create(self, version: Version, shapes: dict[str, tuple[int, ...]], hyperparameters: dict[str, Any]) -> Steps:
+    def _create(self, version: Version, shapes: Shapes, hyperparameters: Mapping[str, Any]) -> Steps:
+        on_server = partial(self._on_server, version, shapes)
+        if self._versions is None:
+            return on_server(hyperparameters)
+        here = partial(self._here, self._versions, version, shapes)
+        return FallbackSession(self._server, on_server, here, hyperparameters)
+
+    def _on_server(self, version: Version, shapes: Shapes, hyperparameters: Mapping[str, Any]) -> Session:
         reference = find(self._client, version)
         return self._client.sessions.create(reference, shapes, hyperparameters=hyperparameters, **self._plan)
+
+    def _here(
+        self, versions: LocalVersions, version: Version, shapes: Shapes, hyperparameters: Mapping[str, Any]
+    ) -> Steps:
+        return versions.open(version, shapes, hyperparameters, self._plan["horizon"], self._plan["guard"])

@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from optserve.advice import Advice
 from optserve.client import Client
 from optserve.torch.gradients import Gathered, add_decay, apply, first_error, gather, loss_in, number, numbers
-from optserve.torch.group import GroupSession, Steps, Version, abandon
+from optserve.torch.group import GroupSession, Shapes, Steps, Version, abandon, client_of
 from optserve.torch.groups import OF_TORCH, as_torch, same, served, strange_names, version_of
 from optserve.torch.state import guarded, unguard
 from optserve.wire.bodies import OptimizerInfo
@@ -58,9 +58,7 @@ class ServedOptimizer(Optimizer, ABC):
         for name in OF_TORCH:
             if name in hyperparameters:
                 raise TypeError(f"{name!r} says how torch computes a step, but optserve computes it; leave it out")
-        if not (client is None or isinstance(client, Client | str)):
-            raise TypeError(f"client is {client!r}, but must be an optserve.Client, a URL or None")
-        self._client = client if isinstance(client, Client) else Client(client)
+        self._client = client_of(client)
         self._plan = dict(plan)
         self._advice = Advice(plan["horizon"], with_loss="step(loss=loss)")
         self._on_nonfinite = on_nonfinite
@@ -89,7 +87,7 @@ class ServedOptimizer(Optimizer, ABC):
         """
 
     @abstractmethod
-    def _create(self, version: Version, shapes: dict[str, tuple[int, ...]], hyperparameters: dict[str, Any]) -> Steps:
+    def _create(self, version: Version, shapes: Shapes, hyperparameters: Mapping[str, Any]) -> Steps:
         """A new session, at h_0 = 0."""
 
     # --- one step -----------------------------------------------------------------------------------------------------
