@@ -81,22 +81,25 @@ def test_what_is_in_hand_is_answered_and_new_requests_are_sent_elsewhere(start_s
 
 
 def test_no_client_holds_it_up(start_server):
-    """A body that never ends, a reply that nobody reads, an idle connection, one that says nothing, and impatience."""
+    """Bodies that never end, a reply that nobody reads, an idle connection, one that says nothing, and impatience."""
     server = start_server()
     with httpx.Client(base_url=f"{server.url}/v1") as http:
         big = http.post("/sessions", json={"optimizer": "adam", "parameters": [{"name": "w", "shape": [2_000_000]}]})
-        path = f"/v1/sessions/{big.json()['id']}/state"
-        with half_sent(server) as (slow, _), connect(server) as deaf, connect(server):
-            deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        path = f"/v1/sessions/{big.json()['id']}"
+        with half_sent(server) as (slow, _), connect(server) as step, connect(server) as deaf, connect(server):
+            head = f"POST {path}/steps/0 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+            step.sendall(f"{head}Content-Length: 8000000\r\n\r\n".encode() + bytes(4_000_000))
+            deaf.sendall(f"GET {path}/state HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             time.sleep(0.5)
             began = stop(server)
             wait_until_draining(server)
             stop(server)  # two signals are one
             assert seconds_to_end(server, began) < WITHIN
-            reply = read_all(slow)
-    assert reply.startswith(b"HTTP/1.1 503 ")
-    assert b"urn:optserve:problem:draining" in reply
-    assert b"retry-after: " in reply
+            replies = [read_all(slow), read_all(step)]
+    for reply in replies:
+        assert reply.startswith(b"HTTP/1.1 503 ")
+        assert b"urn:optserve:problem:draining" in reply
+        assert b"retry-after: " in reply
     told = [json.loads(line) for line in (server.data_dir.parent / "stderr").read_text().splitlines()]
     assert any(line.get("logger", "").startswith("uvicorn") for line in told)  # in the form of all others
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from optserve.wire import problems
 from optserve.wire.gradients import JSON, OCTET_STREAM, SAFETENSORS
 from optserve_server.api import forms, json_form
+from optserve_server.api.incoming import RECEIVE_REST, ReceiveRest
 from optserve_server.api.problems import Problem, pointer
 from optserve_server.api.targets import Target
 from optserve_server.naming import shown
@@ -141,6 +142,7 @@ async def _receive_octets(request: Request, target: Target) -> None:
     if declared is not None and declared != expected:
         raise forms.wrong_length(declared, target)
     octets = target.bits.view(np.uint8).data
+    rest: ReceiveRest | None = request.scope.get("extensions", {}).get(RECEIVE_REST)
     received, more = 0, True
     while more:
         message = await request.receive()
@@ -152,6 +154,10 @@ async def _receive_octets(request: Request, target: Target) -> None:
         octets[received : received + len(chunk)] = chunk
         received += len(chunk)
         more = message.get("more_body", False)
+        if more and rest is not None:
+            if not await rest(octets[received:]):
+                raise Problem(problems.MALFORMED_BODY, "The body was cut off.")
+            return
     if received < expected:
         raise forms.wrong_length(received, target)
 

@@ -4,12 +4,14 @@ import asyncio
 import json
 from http import HTTPStatus
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from optserve.wire import problems
 from optserve.wire.problems import ProblemType
 from optserve_server import metrics
+from optserve_server.api.incoming import RECEIVE_REST, Rest
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a request's line and headers together, and of whatever else comes between two pieces of a body."""
@@ -99,6 +101,8 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if upgrade:
             self.cycle.keep_alive = False  # what comes next may be of the other protocol
+        if any(name == b"content-length" for name, _ in self.headers):
+            self.scope["extensions"] = {RECEIVE_REST: self._receive_rest}  # type: ignore[dict-item]  # as in ASGI
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -109,6 +113,35 @@ class Protocol(HttpToolsProtocol):
         """End a request."""
         self._moved, self._in_message = True, False
         super().on_message_complete()
+
+    async def _receive_rest(self, memory: memoryview) -> bool:
+        """See `incoming.ReceiveRest`."""
+        cycle = self.cycle
+
+        def received(count: int) -> None:
+            self._received_bytes += count
+            if not rest.missing:  # the next request begins here, with a parser of its own
+                self._hand_over(self)
+                self.parser = httptools.HttpRequestParser(self)
+                self.on_message_complete()
+
+        rest = Rest(self, memory, received)
+        self._hand_over(rest)
+        try:
+            while rest.missing and not cycle.disconnected:
+                await cycle.message_event.wait()
+                cycle.message_event.clear()
+        finally:
+            if rest.missing:
+                cycle.keep_alive = False  # the parser does not know how much of the body has come
+                self._hand_over(self)
+        return not rest.missing
+
+    def _hand_over(self, protocol: asyncio.BaseProtocol) -> None:
+        if not self.transport.is_closing():
+            self.flow.pause_reading()  # what is read to is decided when reading begins
+            self.transport.set_protocol(protocol)
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser refuses."""
