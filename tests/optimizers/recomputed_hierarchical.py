@@ -25,7 +25,7 @@ class Recomputed:
 
     def step(self, gradients: np.ndarray, loss: float | None, horizon: float | None) -> np.ndarray:
         self.t += 1
-        length = max(300.0, 2 * (self.t - 1)) if horizon is None else horizon
+        length = max(300.0, 2 * (self.t - 1)) if horizon is None else max(30.0, horizon)
         self.see_loss(loss, length)
         raw = np.split(gradients, np.cumsum([math.prod(shape) for shape in SHAPES])[:-1])
         for tensor, g in zip(self.tensors, raw, strict=True):
@@ -109,7 +109,7 @@ class Recomputed:
                 *(
                     (-1.0, 0.0)
                     if horizon is None
-                    else (2 * min(1, t / length) - 1, math.log(max(0.01, 1 - t / length)) / 4)
+                    else (2 * min(1, t / horizon) - 1, math.log(max(0.01, 1 - t / horizon)) / 4)
                 ),
                 np.clip(math.log(length / 300) / 3, -1.2, 1.2),
                 float(horizon is not None),

@@ -39,7 +39,7 @@ def observed(
 # --- the equations ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("horizon", [None, 30.0])
+@pytest.mark.parametrize("horizon", [None, 12.0, 60.0])
 def test_the_equations_recomputed_with_numpy(horizon: float | None) -> None:
     """80 steps: a spike of the gradient, a loss that rises and falls and is left out, the horizon passed."""
     optimizer, phi = build(noise=0.3, dtype=torch.float64)

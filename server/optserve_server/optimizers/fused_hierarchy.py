@@ -30,7 +30,7 @@ from optserve_server.optimizers.kernels.networks import Float32s, multiple
 from optserve_server.optimizers.kernels.products import ROWS
 from optserve_server.optimizers.kernels.vectors import LANES
 
-HIERARCHY_VERSION = 1
+HIERARCHY_VERSION = 2
 """Goes up with every change of the kernel that changes a bit of an update: journals name it."""
 
 CHUNK = 4096

@@ -18,6 +18,7 @@ LARGEST_LOSS = 1e15  # a loss is cut to this: differences and squares of larger 
 LOWEST_BASE, HIGHEST_BASE, LARGEST_REACH = -12.0, 5.0, 7.0  # of ln base; at 5 the rate is 1.5, more than Adam ever has
 DISAGREEMENT = 30.0  # loss and gradients are of one f if the loss changes by at most so many times what was expected
 USUAL_LENGTH = 300.0  # steps; a run without a declared horizon is taken to be at least as long
+LEAST_LENGTH = 30.0  # steps; a shorter run's rates drift no faster, or a single step could turn them over
 
 
 class Losses(NamedTuple):
@@ -48,7 +49,7 @@ class Descent(NamedTuple):
 class Position(NamedTuple):
     """Where in its run the loop is: t of T steps. Without a declared T it is at the beginning, for ever."""
 
-    share: Tensor  # 1/T, of one step; for an undeclared T that of max(300, 2t)
+    share: Tensor  # 1/T, of one step, at most 1/30; for an undeclared T that of max(300, 2t)
     drifting: Tensor  # the same until t = T, then 0
     readings: tuple[Tensor, ...]
 
@@ -56,17 +57,17 @@ class Position(NamedTuple):
 def read_position(clock: Tensor, horizon: Tensor | None) -> Position:
     """Where step t = `clock`, `[…, 1]`, is on the way to T = `horizon`, `[…, 1]` or not declared.
 
-    The readings are 2t/T − 1, ¼ ln((T − t)/T) with at least a hundredth in the logarithm, ⅓ ln(T/300), whether T is
-    declared, 10/(10 + t) and e^{−t/4}.
+    The readings are 2t/T − 1, ¼ ln((T − t)/T) with at least a hundredth in the logarithm, ⅓ ln(T/300) of at least 30
+    steps, whether T is declared, 10/(10 + t) and e^{−t/4}.
     """
     since = (10 / (10 + clock), torch.exp(-clock / 4))
     if horizon is None:
         length = (2 * clock).clamp(min=USUAL_LENGTH)
         nothing = torch.zeros_like(clock)
         return Position(1 / length, 1 / length, (nothing - 1, nothing, _read_length(length), nothing, *since))
-    length = horizon.clamp(min=1)
-    passed = (clock / length).clamp(max=1)
+    passed = (clock / horizon.clamp(min=1)).clamp(max=1)
     remaining = torch.log((1 - passed).clamp(min=0.01)) / 4
+    length = horizon.clamp(min=LEAST_LENGTH)
     return Position(
         share=1 / length,
         drifting=torch.where(passed < 1, 1 / length, 0.0),

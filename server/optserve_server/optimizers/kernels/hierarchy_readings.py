@@ -21,7 +21,7 @@ _TINY = readings.TINY
 _TINY_SQUARE = directions.EPSILON**2
 _SPIKE_SQUARE = directions.SPIKE**2
 _LARGEST_LOSS = readings.LARGEST_LOSS
-_USUAL_LENGTH = readings.USUAL_LENGTH
+_USUAL_LENGTH, _LEAST_LENGTH = readings.USUAL_LENGTH, readings.LEAST_LENGTH
 _LOWEST_BASE, _HIGHEST_BASE, _LARGEST_REACH = readings.LOWEST_BASE, readings.HIGHEST_BASE, readings.LARGEST_REACH
 _DISAGREEMENT = readings.DISAGREEMENT
 _LN2 = math.log(2)
@@ -103,8 +103,8 @@ def follow_session(state, observed, loop, shares, inputs):
 @inlined
 def _read_position(clock, horizon, declared, inputs):
     if declared:
-        length = _larger(np.float64(horizon), 1.0)
-        passed = _smaller(clock / length, 1.0)
+        passed = _smaller(clock / _larger(np.float64(horizon), 1.0), 1.0)
+        length = _larger(np.float64(horizon), _LEAST_LENGTH)
         share = 1 / length
         drifting = share if passed < 1 else 0.0
         inputs[13] = 2 * passed - 1
