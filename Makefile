@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture serve bench reproduce champion tables lint scan audit fuzz format constraints venv clean
+.PHONY: help demo test torture serve bench reproduce champion ablations tables lint scan audit fuzz format constraints venv clean
 
 help: ## Show this list
 	@echo "optserve: learned optimizers as a service. Begin with: make demo"
@@ -36,6 +36,9 @@ champion: $(VENV)/dev.stamp ## Meta-train the default optimizer again, compare e
 	@$(BIN)/optserve metatrain recipes/hierarchical.toml --local --threads 2 --output champion/hierarchical.safetensors
 	@$(BIN)/python -m benchmarks.optimizers.same champion/hierarchical.safetensors recipes/hierarchical.safetensors
 	@$(MAKE) --no-print-directory tables
+
+ablations: $(VENV)/dev.stamp ## Meta-train the default optimizer's recipe without each of its ingredients, half an hour
+	@$(BIN)/python -m benchmarks.optimizers.ingredients
 
 tables: $(VENV)/dev.stamp ## Evaluate the optimizers, and write the tables of README.md and docs/optimizers.md
 	@$(BIN)/python -m benchmarks.optimizers.steps

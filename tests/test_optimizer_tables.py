@@ -95,7 +95,8 @@ def test_the_pages_get_the_figures_of_both_suites(tables: ModuleType, checkout: 
     costs.write_text(json.dumps({"costs": [cost]}))
     chosen = tables.subjects.read(checkout / "subjects.toml")
     before = {page: (checkout / page).read_text(encoding="utf-8") for page in ("README.md", "docs/optimizers.md")}
-    tables.write_tables(chosen, STANDARD, STRESS, checkout, costs, 1)
+    cut = {"nothing": (checkout / "mine.safetensors").read_bytes()}
+    tables.write_tables(chosen, cut, STANDARD, STRESS, checkout, costs, 1)
     after = {page: (checkout / page).read_text(encoding="utf-8") for page in before}
     assert {page: outside(text) for page, text in after.items()} == {
         page: outside(text) for page, text in before.items()
@@ -127,6 +128,8 @@ def test_the_pages_get_the_figures_of_both_suites(tables: ModuleType, checkout: 
     ablations = block(after["docs/optimizers.md"], "ablations")
     assert [row[0] for row in ablations[2:]] == ["without the loss", "untrained"]
     assert ablations[3][1] != "1.00 · 1.00"
+    ingredients = block(after["docs/optimizers.md"], "ingredients")
+    assert ingredients[2][:2] == ["nothing", mine[header[1]]]
     short = block(after["README.md"], "optimizers")
     assert short[2][:2] == named["**mine**"][:2]
     assert len(short) == len(rows) + 2
@@ -151,3 +154,19 @@ def test_what_the_tables_are_about_is_in_the_repository(tables: ModuleType) -> N
     assert found
     for data in found.values():
         assert weights.decode(data)[0].learned
+
+
+def test_each_ingredient_is_left_out_of_the_recipe_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the recipes that `make ablations` meta-trains can be run, and differs from the whole one."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.optimizers import ingredients
+
+    from optserve_server.metatraining import recipes
+
+    chosen = ingredients.read()
+    whole, *others = [recipes.parse(cut.recipe) for cut in ingredients.cuts(chosen)]
+    assert len(others) == chosen.seeds - 1 + len(chosen.ablations)
+    for other in others:
+        assert other.meta_optimizer == whole.meta_optimizer
+        assert other != whole
+    assert [cut.weights for cut in ingredients.cuts(chosen) if not cut.weights.exists()] == []

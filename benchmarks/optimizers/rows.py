@@ -16,15 +16,15 @@ _NOTHING = "–"
 def short(result: EvaluationResult) -> Iterator[str]:
     """For the README: losses beside the first two peers, held-out losses, cells won, divergence."""
     peers = list(PEERS)[:2]
-    columns = ["optimizer", *_loss_columns(result, peers), "held-out loss", "cells won", "diverged"]
+    columns = ["optimizer", *_loss_columns(result, peers), "held-out loss", "cells won + level", "diverged"]
     yield from _table(columns, ([*row[:3], *row[4:6], row[7]] for row in _rows(result)))
 
 
 def full(result: EvaluationResult, stress: EvaluationResult, costs: Mapping[str, Cost]) -> Iterator[str]:
     """For docs/optimizers.md: everything."""
     columns = [
-        *("optimizer", *_loss_columns(result, list(PEERS)), "held-out loss", "cells won", "speed-up", "diverged"),
-        *("under stress", "bytes", f"step of {' · '.join(SHAPES)}"),
+        *("optimizer", *_loss_columns(result, list(PEERS)), "held-out loss", "cells won + level", "speed-up"),
+        *("diverged", "under stress", "bytes", f"step of {' · '.join(SHAPES)}"),
     ]
     learned = names(stress)
     rows = (
@@ -43,24 +43,42 @@ def conditions(stress: EvaluationResult) -> Iterator[str]:
 def ablations(result: EvaluationResult, ablated: Sequence[EvaluationResult]) -> Iterator[str]:
     """What each ablation costs: losses beside the whole optimizer's and beside tuned Adam's."""
     whole, adam = names(result)[0], next(iter(PEERS))
-    every_horizon = horizons(result.tasks)
-    steps = " · ".join(f"{one:,}" for one in every_horizon)
     rows = []
     for one in ablated:
         (name,) = names(one)
-        curves = [*one.curves, *result.curves]
-        beside = [
-            " · ".join(
-                f"{comparison(cells(result.tasks, curves, name, other, steps=horizon)).ratio:.2f}"
-                for horizon in every_horizon
-            )
-            for other in (whole, adam)
-        ]
-        overall = comparison(cells(result.tasks, curves, name, adam))
-        rows.append([name, *beside, _held_out(overall), str(stability.total(one, name))])
-    losses = (f"loss ÷ that of {whole} at {steps}", f"÷ that of {PEERS[adam]}")
-    columns = [f"{whole} …", *losses, "held-out loss", "diverged"]
+        beside = [_beside(result, one, other) for other in (whole, adam)]
+        rows.append([name, *beside, *_overall(result, one)])
+    columns = [f"{whole} …", f"loss ÷ that of {whole} at {_steps(result)}", f"÷ that of {PEERS[adam]}", *_OVERALL]
     yield from _table(columns, rows)
+
+
+def ingredients(result: EvaluationResult, cut: Sequence[EvaluationResult]) -> Iterator[str]:
+    """What each ingredient of a recipe is worth: losses beside tuned Adam's without it."""
+    adam = next(iter(PEERS))
+    rows = [[*names(one), _beside(result, one, adam), *_overall(result, one)] for one in cut]
+    yield from _table(["left out", f"loss ÷ that of {PEERS[adam]} at {_steps(result)}", *_OVERALL], rows)
+
+
+_OVERALL = ("all", "held-out loss", "diverged")
+
+
+def _overall(result: EvaluationResult, one: EvaluationResult) -> list[str]:
+    """Beside tuned Adam, over all cells."""
+    (name,) = names(one)
+    found = comparison(cells(result.tasks, [*one.curves, *result.curves], name, next(iter(PEERS))))
+    return [f"{found.ratio:.2f}", _held_out(found), str(stability.total(one, name))]
+
+
+def _beside(result: EvaluationResult, one: EvaluationResult, other: str) -> str:
+    """The only optimizer of `one` beside another of `result`, at each T."""
+    (name,) = names(one)
+    curves, every_horizon = [*one.curves, *result.curves], horizons(result.tasks)
+    ratios = (comparison(cells(result.tasks, curves, name, other, steps=steps)).ratio for steps in every_horizon)
+    return " · ".join(f"{ratio:.2f}" for ratio in ratios)
+
+
+def _steps(result: EvaluationResult) -> str:
+    return " · ".join(f"{one:,}" for one in horizons(result.tasks))
 
 
 def ordered(result: EvaluationResult) -> list[str]:
@@ -75,19 +93,18 @@ def ordered(result: EvaluationResult) -> list[str]:
 
 
 def _loss_columns(result: EvaluationResult, peers: Sequence[str]) -> list[str]:
-    steps = " · ".join(f"{one:,}" for one in horizons(result.tasks))
     first, *others = (PEERS[one] for one in peers)
-    return [f"loss ÷ that of {first} at {steps}", *(f"÷ that of {one}" for one in others)]
+    return [f"loss ÷ that of {first} at {_steps(result)}", *(f"÷ that of {one}" for one in others)]
 
 
 def _rows(result: EvaluationResult) -> Iterator[list[str]]:
     """Name; losses beside each peer; held-out loss, cells won and speed-up beside the first; divergence."""
     adam, learned = next(iter(PEERS)), names(result)
     for name in ordered(result):
-        beside_adam = [_NOTHING] * 3
+        overall = _compared(result, name, adam)
+        beside_adam = [_held_out(overall), _NOTHING, _NOTHING]  # Adam's own best rate by held-out loss is another
         if name != adam:
-            overall = _compared(result, name, adam)
-            beside_adam = [_held_out(overall), _won(overall), f"{overall.speed_up:.2f}"]
+            beside_adam[1:] = [_won(overall), f"{overall.speed_up:.2f}"]
         shown = f"**{name}**" if name in learned else name if "(" in name else f"{name} (tuned)"
         losses = [_ratios(result, name, peer) for peer in PEERS]
         yield [shown, *losses, *beside_adam, str(stability.total(result, name))]
@@ -109,7 +126,8 @@ def _held_out(one: Comparison) -> str:
 
 
 def _won(one: Comparison) -> str:
-    return f"{one.wins / one.cells:.0%}"
+    level = f" + {one.ties / one.cells:.0%}" if one.ties else ""
+    return f"{one.wins / one.cells:.0%}{level}"
 
 
 def _cost(costs: Mapping[str, Cost], name: str) -> list[str]:

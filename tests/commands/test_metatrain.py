@@ -76,6 +76,7 @@ def metatrain(command: str, *arguments: object) -> subprocess.CompletedProcess[s
 def test_it_writes_the_best_weights_beside_the_recipe(optserve_command: str, recipe: Path) -> None:
     result = metatrain(optserve_command, recipe, "--local")
     assert result.returncode == 0, result.stderr
+    assert "outer step 1 of " in result.stdout
     assert "final loss on held-out tasks" in result.stdout
     optimizer, _, metadata = weights.decode(recipe.with_suffix(".safetensors").read_bytes())
     assert optimizer.kind == "lstm"

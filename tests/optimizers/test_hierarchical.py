@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.optimizers.recomputed_hierarchical import SHAPES, Recomputed
 from torch import Tensor
 
 from optserve_server import optimizers
-from optserve_server.optimizers import HiddenState, Observations, Optimizer, Shapes, initial_state
+from optserve_server.optimizers import HiddenState, Observations, Optimizer, Shapes, initial_state, weights
 from optserve_server.optimizers.readings import Descent, Losses
 
 N = 19
@@ -209,6 +210,20 @@ def test_a_loss_without_a_zero_gets_its_scale_from_its_fall() -> None:
     """First all but 0, then ever lower: the loss of a likelihood, say."""
     losses, _ = train(lambda theta: (theta - 1).square().sum() - 2.0001, torch.zeros(2), 100, ((2,),), horizon=100)
     assert losses[-1] == pytest.approx(-2.0001, abs=0.01)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 5, 10, 29])
+def test_meta_trained_it_descends_from_its_first_step_however_near_the_horizon(horizon: int) -> None:
+    """It was meta-trained with 30 steps and more."""
+    weights_file = Path(__file__).parents[2] / "recipes" / "hierarchical.safetensors"
+    optimizer, phi, _ = weights.decode(weights_file.read_bytes())
+    for size in (1, 10, 1510):
+        theta, state, losses = torch.ones(size), initial_state(optimizer, ((size,),)), []
+        for _ in range(horizon + 1):
+            losses.append(theta.square().sum())
+            updates, state = optimizer.step(phi, observed(2 * theta, losses[-1], float(horizon), ((size,),)), state)
+            theta = theta + updates
+        assert max(losses) == losses[0]
 
 
 def test_after_the_horizon_it_neither_stops_nor_runs_away() -> None:

@@ -104,12 +104,14 @@ def _make_outer_steps(loop: OuterLoop, record: Record, target: Path, saved: Path
     with Progress(*columns) as bar:
         outer_steps = loop.recipe.meta_optimizer.outer_steps
         task = bar.add_task(loop.recipe.name, total=outer_steps, completed=loop.outer_step, losses="")
-        held_out, due = "…", time.monotonic() + _SAVE_SECONDS
+        held_out, due = "…", time.monotonic()
         for progress in loop:
             record.add(progress, loop)
             if time.monotonic() >= due:
                 _save(loop, record, saved)
                 due = time.monotonic() + _SAVE_SECONDS
+                if not bar.console.is_terminal:  # a log has no bar
+                    bar.console.print(f"outer step {progress.outer_step} of {outer_steps}: loss {progress.loss:.4g}")
             if progress.meta_loss_held_out is not None:
                 held_out = f"{progress.meta_loss_held_out:.4g} (best {record.best_meta_loss_held_out:.4g})"
                 if record.best_outer_step == progress.outer_step:

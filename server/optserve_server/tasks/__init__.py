@@ -73,7 +73,7 @@ def build(name: str, parameters: Mapping[str, Any]) -> TaskFamily:
     if name not in known.usable:
         names = known.usable
         raise ValueError(f"there is no task family {name!r}{nearest(name, names)}; there are {', '.join(names)}")
-    described = parameters_schema(name)["properties"]
+    described = _parameter_names(name)
     for parameter in parameters:
         if parameter not in described:
             near = nearest(parameter, described)
@@ -95,3 +95,8 @@ def parameters_schema(name: str) -> dict[str, Any]:
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(families().usable[name])
+
+
+@cache  # making a schema takes a millisecond, and a recipe with many choices builds thousands of families
+def _parameter_names(name: str) -> tuple[str, ...]:
+    return tuple(parameters_schema(name)["properties"])
