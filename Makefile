@@ -20,7 +20,7 @@ serve: $(VENV)/server.stamp ## Start a server on http://127.0.0.1:8000; PORT=812
 	@$(BIN)/optserve serve $(if $(PORT),--port $(PORT))
 
 test: lint scan ## Run every check and every test
-	@$(BIN)/pytest --numprocesses=auto --dist=loadfile
+	@$(BIN)/pytest
 	@$(MAKE) --no-print-directory torture
 
 torture: $(VENV)/dev.stamp ## Kill a server under load and check every reply; N=1000 for more than 200 kills
