@@ -18,7 +18,7 @@ STANDARD, STRESS = {"suite": "standard"}, {"suite": "stress"}
 
 
 def main() -> None:
-    cut = {one.what: one.weights.read_bytes() for one in ingredients.cuts(ingredients.read())}
+    cut = {one.what: one.weights.read_bytes() for one in ingredients.cuts(ingredients.read()) if one.weights.exists()}
     write_tables(subjects.read(), cut, STANDARD, STRESS, subjects.ROOT, steps.FILE, os.cpu_count() or 1)
 
 
