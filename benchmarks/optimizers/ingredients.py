@@ -3,7 +3,6 @@
 What to leave out is in ingredients.toml. A weights file that is there already is left as it is.
 """
 
-import copy
 import os
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def read(file: Path = FILE) -> Ingredients:
 
 def cuts(chosen: Ingredients, root: Path = ROOT, folder: Path = FOLDER) -> Iterator[Cut]:
     """The whole recipe with each seed, and then without each ingredient."""
-    recipe = copy.deepcopy(dict(read_toml(root / chosen.recipe, DescriptionError)))
+    recipe = dict(read_toml(root / chosen.recipe, DescriptionError))
     del recipe["validation"]
     recipe["meta_optimizer"]["outer_steps"] = recipe["checkpoints"]["every"] = chosen.outer_steps
     for seed in range(chosen.seeds):
